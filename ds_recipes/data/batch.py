@@ -1,0 +1,27 @@
+"""The rows that one rank trains on in one micro-step."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Packed rows and their targets. All tensors are int64.
+
+    `position_ids` restart at each document, which is what keeps packed documents from seeing each other. The targets
+    are already shifted: the hidden state at flat position `target_index[i]` must predict `target_ids[i]`. Padding has
+    position ids of its own and no targets.
+    """
+
+    input_ids: torch.Tensor  # [rows, context]
+    position_ids: torch.Tensor  # [rows, context]
+    target_index: torch.Tensor  # [targets], into the flattened [rows * context]
+    target_ids: torch.Tensor  # [targets]
+    num_tokens: int  # not padding
+    num_samples: int  # documents
+    row_ids: tuple[int, ...]  # positions in the run's order, for the rolling hash and for error messages
+
+    @property
+    def num_target_tokens(self) -> int:
+        return self.target_ids.numel()
