@@ -8,10 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ds_recipes.config.ds_config import DsConfig
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -275,6 +272,20 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True)
+class DsConfig:
+    """The user's DeepSpeed JSON, read and checked: every key in it is known and can be honoured."""
+
+    path: str
+    tree: Mapping[str, Any]
+
+    @property
+    def offloads_optimizer(self) -> bool:
+        """True when the optimizer's state and step live in host memory."""
+        offload: Mapping[str, Any] = self.tree.get("zero_optimization", {}).get("offload_optimizer") or {}
+        return offload.get("device", "none") == "cpu"
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of one run, in groups. Frozen: numbers that follow from it live in a Plan.
 
@@ -289,8 +300,8 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
-    ds: "DsConfig | None" = None
-    origins: Mapping[str, str] = field(default=MappingProxyType({}), compare=False)
+    ds: DsConfig | None = None
+    origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), compare=False)
 
 
 GROUPS: dict[str, type] = {
