@@ -282,7 +282,7 @@ class DsConfig:
     def offloads_optimizer(self) -> bool:
         """True when the optimizer's state and step live in host memory."""
         offload: Mapping[str, Any] = self.tree.get("zero_optimization", {}).get("offload_optimizer") or {}
-        return offload.get("device", "none") == "cpu"
+        return bool(offload.get("device") == "cpu")
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ class Config:
     origins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), compare=False)
 
 
-GROUPS: dict[str, type] = {
+GROUPS: dict[str, Any] = {
     "model": ModelConfig,
     "data": DataConfig,
     "run": RunConfig,

@@ -1,0 +1,134 @@
+"""Text to typed value and back, by the field's own type and limits.
+
+Flags and YAML scalars both come through `parse`, so that `lr: 1e-4` is a number and `no` is false wherever it stands.
+"""
+
+import math
+import re
+from dataclasses import Field
+from decimal import Decimal, InvalidOperation
+from typing import Any, get_args
+
+from ds_recipes.config.schema import Limits
+
+TRUE_WORDS = ("true", "yes", "on", "1")
+FALSE_WORDS = ("false", "no", "off", "0")
+NONE_WORDS = ("", "none", "null", "~")
+LARGEST_INT = 2**63 - 1
+DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
+
+
+def is_optional(item: Field[Any]) -> bool:
+    """True if None is a value of this setting."""
+    return type(None) in get_args(item.type)
+
+
+def base_type(item: Field[Any]) -> type:
+    """bool, int, float, str, or tuple for a list of strings."""
+    if item.type == tuple[str, ...]:
+        return tuple
+    kind = next((arg for arg in get_args(item.type) if arg is not type(None)), item.type)
+    assert isinstance(kind, type)
+    return kind
+
+
+def parse(item: Field[Any], text: str) -> Any:
+    """Turn one text into a value of the setting `item`; for a list setting, into one of its elements.
+
+    Raises:
+        ValueError: the text is no such value; the message completes "NAME " (such as "must be above 0, not -1").
+    """
+    if is_optional(item) and text.strip().lower() in NONE_WORDS:
+        return None
+    kind = base_type(item)
+    if kind is bool:
+        return _parse_bool(text)
+    if item.metadata["unit"] == "duration":
+        return check_limits(item, _parse_duration(text))
+    if kind is int:
+        return check_limits(item, _parse_int(text))
+    if kind is float:
+        return check_limits(item, _parse_float(text))
+    if not text.strip():
+        raise ValueError("is empty")
+    return check_limits(item, text)
+
+
+def check_limits(item: Field[Any], value: Any) -> Any:
+    """Return the value if it keeps the setting's limits.
+
+    Raises:
+        ValueError: it does not; the message completes "NAME ".
+    """
+    limits: Limits = item.metadata["limits"]
+    if limits.choices and value not in limits.choices:
+        raise ValueError(f"must be {one_of(limits.choices)}, not {value!r}")
+    bounds = (
+        (limits.least, "at least", lambda bound: value >= bound),
+        (limits.above, "above", lambda bound: value > bound),
+        (limits.most, "at most", lambda bound: value <= bound),
+        (limits.below, "below", lambda bound: value < bound),
+    )
+    broken = [f"{words} {bound:g}" for bound, words, holds in bounds if bound is not None and not holds(bound)]
+    if broken:
+        raise ValueError(f"must be {' and '.join(broken)}, not {value}")
+    return value
+
+
+def to_text(item: Field[Any], value: Any) -> str:
+    """The text that `parse` reads as `value`; for messages and printed files. A list is its elements with spaces."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return " ".join(value)
+    if item.metadata["unit"] == "duration":
+        return _duration_text(value)
+    return str(value)
+
+
+def one_of(choices: tuple[str, ...]) -> str:
+    """'a', 'a or b', 'a, b or c'."""
+    return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+
+def _parse_bool(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in TRUE_WORDS + FALSE_WORDS:
+        raise ValueError(f"must be true or false, not {text!r}")
+    return word in TRUE_WORDS
+
+
+def _parse_int(text: str) -> int:
+    try:
+        number = Decimal(text.strip())
+    except InvalidOperation:
+        raise ValueError(f"must be a whole number, not {text!r}") from None
+    if not number.is_finite() or abs(number) > LARGEST_INT or number != number.to_integral_value():
+        raise ValueError(f"must be a whole number, not {text!r}")
+    return int(number)
+
+
+def _parse_float(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"must be a number, not {text!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"must be a finite number, not {text!r}")
+    return number
+
+
+def _parse_duration(text: str) -> int:
+    match = DURATION.fullmatch(text.strip())
+    if match is None or not match.group():
+        raise ValueError(f"must be a duration such as 11h40m, 90m or 45s, not {text!r}")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _duration_text(total_seconds: int) -> str:
+    hours, rest = divmod(total_seconds, 3600)
+    minutes, seconds = divmod(rest, 60)
+    return "".join(f"{number}{unit}" for number, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if number)
