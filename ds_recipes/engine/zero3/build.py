@@ -1,0 +1,100 @@
+"""Build the model sharded under ZeRO-3 and hand it to DeepSpeed.
+
+Parameters get their shards without values and without communication; `load_shards` fills them afterwards, from a
+Hugging Face folder, from random initialisation or from a checkpoint alike.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ds_recipes.models.loss_head import install_loss_head
+from ds_recipes.models.skeleton import parameter_shapes
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer's own numbers. Learning rates come from the loop, step by step."""
+
+    type: str  # adamw or sgd
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    momentum: float
+
+
+class _Shards(deepspeed.zero.Init):  # type: ignore[misc]
+    """ZeRO's parameter partitioning without values: DeepSpeed's own broadcasts each full parameter from rank 0.
+
+    A full-size tensor is still made for a moment, but never written, so it costs address space and no memory.
+    """
+
+    def _convert_to_zero_parameters(self, param_list: Any) -> None:
+        sharded: dict[int, nn.Parameter] = {}
+        for module in self.module.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None or hasattr(parameter, "ds_id"):
+                    continue
+                if id(parameter) not in sharded:  # a tied parameter stays one
+                    sharded[id(parameter)] = self._shard(parameter)
+                module._parameters[name] = sharded[id(parameter)]
+
+    def _shard(self, meta: nn.Parameter) -> nn.Parameter:
+        full = torch.empty(meta.shape, dtype=meta.dtype, device=self.local_device)
+        parameter = nn.Parameter(full, requires_grad=meta.requires_grad)
+        self._convert_to_deepspeed_param(parameter)
+        parameter.partition()
+        return parameter
+
+
+def shard_model(model: PreTrainedModel, ds_json: Mapping[str, Any], activation_checkpointing: bool) -> None:
+    """Turn a skeleton's parameters into ZeRO-3 shards, and put the loss into its head."""
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    install_loss_head(model)
+    model.train()
+    _Shards(module=model, config_dict_or_path=dict(ds_json))
+
+
+def make_optimizer(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """torch's fused AdamW, or SGD, with weight decay on matrices only (biases and norms have one dimension).
+
+    The same class serves with and without CPU offload: it needs no compiler, and the mathematics stay the same.
+    DeepSpeed's own DeepSpeedCPUAdam would have to be compiled at the first start.
+    """
+    decayed = [parameter for name, parameter in model.named_parameters() if len(shapes[name]) >= 2]
+    others = [parameter for name, parameter in model.named_parameters() if len(shapes[name]) < 2]
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((decayed, settings.weight_decay), (others, 0.0))
+        if parameters
+    ]
+    if settings.type == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True)
+
+
+def start_deepspeed(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ds_json: Mapping[str, Any]) -> Any:
+    """`deepspeed.initialize`, with the buffers' dtypes kept: DeepSpeed casts a whole module, rotary frequencies too."""
+    buffers = {
+        (module, name): buffer for module in model.modules() for name, buffer in module.named_buffers(recurse=False)
+    }
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(ds_json), dist_init_required=False)
+    for (module, name), buffer in buffers.items():
+        module._buffers[name] = buffer.to(engine.device)
+    return engine
+
+
+def full_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, before and after sharding (ZeRO-3 leaves empty tensors behind)."""
+    return {
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in model.named_parameters()
+    } or parameter_shapes(model)

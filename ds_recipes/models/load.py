@@ -1,0 +1,88 @@
+"""Finding a model: a folder, a hub id, or a config JSON for random weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from ds_recipes.errors import InputError
+from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
+from ds_recipes.models.skeleton import build_skeleton
+from ds_recipes.models.sources import FolderWeights, random_weights
+from ds_recipes.ranges import RangeReader
+from ds_recipes.world.group import World
+
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found and read, not yet built. `folder` is None for random weights."""
+
+    hf_config: PretrainedConfig
+    folder: Path | None
+    seed: int
+    trust_remote_code: bool
+
+    def skeleton(self, dtype: torch.dtype, attn_implementation: str, device: torch.device) -> PreTrainedModel:
+        """The structure without storage; see `models/skeleton.py`."""
+        return build_skeleton(self.hf_config, dtype, attn_implementation, device, self.trust_remote_code)
+
+    def initial_weights(self, device: torch.device) -> RangeReader:
+        """A range reader over the initial weights. It keeps a skeleton of its own.
+
+        Raises:
+            InputError: the folder does not hold this model's weights.
+        """
+        skeleton = self.skeleton(torch.float32, "eager", torch.device("cpu"))
+        if self.folder is None:
+            return random_weights(skeleton, self.seed, device)
+        return FolderWeights(skeleton, self.folder)
+
+
+def find_model(
+    world: World, model_name: str | None, model_config: str | None, seed: int, trust_remote_code: bool
+) -> ModelSource:
+    """Read the model's config; download a hub model's files once per host. Every rank must call it.
+
+    Raises:
+        InputError: no such model, an unreadable config, or not a causal language model.
+    """
+    if model_name is None:
+        assert model_config is not None
+        config = world.check("model config", lambda: _read_config(Path(model_config), trust_remote_code))
+        return ModelSource(config, None, seed, trust_remote_code)
+    folder = Path(model_name)
+    if not folder.is_dir():
+        folder = _download(world, model_name)
+    config = world.check("model config", lambda: _read_config(folder, trust_remote_code))
+    return ModelSource(config, folder, seed, trust_remote_code)
+
+
+def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: its config.json cannot be read: {str(error).splitlines()[0]}") from error
+    return config
+
+
+def _download(world: World, model_name: str) -> Path:
+    """Fetch a hub model on one rank of each host, then let the others find it in the cache."""
+    from huggingface_hub import snapshot_download
+
+    def fetch(offline: bool) -> Path:
+        try:
+            return Path(snapshot_download(model_name, allow_patterns=HUB_PATTERNS, local_files_only=offline))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--model_name {model_name}: no such folder, and the hub gave no such model ({str(error).splitlines()[0]}). "
+                "Check the spelling; on a machine without network pass a folder."
+            ) from error
+
+    first = world.local_rank == 0
+    reachable = world.check("hub", ensure_hub_reachable_or_offline)
+    found = world.check("model download", lambda: fetch(not reachable) if first else None)
+    return found or world.check("model cache", lambda: fetch(True))

@@ -1,0 +1,97 @@
+"""The model's structure: parameters without storage (on the meta device), buffers with their real values.
+
+Every engine starts from a skeleton, gives it sharded storage of its own, and fills that from a range reader
+(`models/sources.py`). So no rank ever holds the whole model.
+"""
+
+from typing import cast
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from ds_recipes.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_skeleton(
+    hf_config: PretrainedConfig, dtype: torch.dtype, attn_implementation: str, device: torch.device, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Build a causal language model whose parameters are on the meta device and whose buffers are on `device`.
+
+    Buffers keep their own dtype: rotary frequencies rounded to bfloat16 would move every position.
+
+    Raises:
+        InputError: the model asks for something that is not supported, or leaves a buffer without a value.
+    """
+    if getattr(hf_config, "output_router_logits", False):
+        raise InputError(
+            "the model's config.json sets output_router_logits, which adds a loss for the router that is not supported; "
+            "set it to false there"
+        )
+    with torch.device("meta"):
+        model = cast(
+            PreTrainedModel,
+            AutoModelForCausalLM.from_config(
+                hf_config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+            ),
+        )
+    place_buffers(model, device)
+    return model
+
+
+def place_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Give every buffer its initial value on `device`.
+
+    transformers builds models on the meta device itself and then lets `_init_weights` fill the buffers, so this does
+    the same. A sentinel finds those that a model does not fill. Persistent buffers are loaded like parameters later.
+
+    Raises:
+        InputError: a buffer that no checkpoint holds was left without a value.
+    """
+    persistent = set(model.state_dict().keys())
+    for prefix, module in model.named_modules():
+        names = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in names:
+            meta = module._buffers[name]
+            assert meta is not None
+            module._buffers[name] = _filled_with_sentinel(meta, device)
+        if names:
+            with torch.no_grad():
+                model._init_weights(module)
+        for name in names:
+            full_name = f"{prefix}.{name}" if prefix else name
+            if full_name not in persistent and _holds_sentinel(module._buffers[name]):
+                raise InputError(
+                    f"{type(model).__name__} does not set its buffer {full_name} in _init_weights "
+                    f"(transformers {transformers.__version__}), so it cannot be built without loading it whole"
+                )
+
+
+def _filled_with_sentinel(meta: torch.Tensor, device: torch.device) -> torch.Tensor:
+    sentinel = float("nan") if meta.is_floating_point() else (False if meta.dtype == torch.bool else torch.iinfo(meta.dtype).min)
+    return torch.full(meta.shape, sentinel, dtype=meta.dtype, device=device)
+
+
+def _holds_sentinel(buffer: torch.Tensor | None) -> bool:
+    if buffer is None or buffer.numel() == 0:
+        return False
+    if buffer.is_floating_point():
+        return bool(buffer.isnan().any())
+    return buffer.dtype != torch.bool and bool((buffer == torch.iinfo(buffer.dtype).min).all())
+
+
+def parameter_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Full shape of each parameter by its canonical name; a tied parameter appears once. Call it on a skeleton."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def tied_names(model: PreTrainedModel) -> dict[str, str]:
+    """Map each further name of a shared parameter to its canonical one, for example lm_head.weight to the embedding."""
+    canonical = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        name: canonical[id(parameter)]
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if canonical[id(parameter)] != name
+    }
