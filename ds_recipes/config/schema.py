@@ -13,12 +13,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limits:
-    """What a value must satisfy beyond its type. `above` excludes its bound, `least` and `most` include it."""
+    """What a value must satisfy beyond its type. `above` and `below` exclude their bound, `least` includes it."""
 
     choices: tuple[str, ...] = ()
     least: float | None = None
     above: float | None = None
-    most: float | None = None
     below: float | None = None
 
 
@@ -30,7 +29,6 @@ def setting(
     choices: tuple[str, ...] = (),
     least: float | None = None,
     above: float | None = None,
-    most: float | None = None,
     below: float | None = None,
     default_doc: str = "",
 ) -> Any:
@@ -38,7 +36,7 @@ def setting(
     metadata = {
         "doc": doc,
         "unit": unit,
-        "limits": Limits(choices, least, above, most, below),
+        "limits": Limits(choices, least, above, below),
         "default_doc": default_doc,
     }
     return field(default=default, metadata=metadata)

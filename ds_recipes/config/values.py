@@ -63,13 +63,13 @@ def check_limits(item: Field[Any], value: Any) -> Any:
     limits: Limits = item.metadata["limits"]
     if limits.choices and value not in limits.choices:
         raise ValueError(f"must be {one_of(limits.choices)}, not {value!r}")
-    bounds = (
-        (limits.least, "at least", lambda bound: value >= bound),
-        (limits.above, "above", lambda bound: value > bound),
-        (limits.most, "at most", lambda bound: value <= bound),
-        (limits.below, "below", lambda bound: value < bound),
-    )
-    broken = [f"{words} {bound:g}" for bound, words, holds in bounds if bound is not None and not holds(bound)]
+    broken = []
+    if limits.least is not None and value < limits.least:
+        broken.append(f"at least {limits.least:g}")
+    if limits.above is not None and value <= limits.above:
+        broken.append(f"above {limits.above:g}")
+    if limits.below is not None and value >= limits.below:
+        broken.append(f"below {limits.below:g}")
     if broken:
         raise ValueError(f"must be {' and '.join(broken)}, not {value}")
     return value
