@@ -4,8 +4,6 @@ Every engine starts from a skeleton, gives it sharded storage of its own, and fi
 (`models/sources.py`). So no rank ever holds the whole model.
 """
 
-from typing import cast
-
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -30,15 +28,24 @@ def build_skeleton(
             "the model's config.json sets output_router_logits, which adds a loss for the router that is not supported; "
             "set it to false there"
         )
-    with torch.device("meta"):
-        model = cast(
-            PreTrainedModel,
-            AutoModelForCausalLM.from_config(
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 hf_config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
-            ),
-        )
+            )
+    except ValueError as error:
+        raise InputError(_why_not_built(hf_config, attn_implementation, str(error))) from error
     place_buffers(model, device)
     return model
+
+
+def _why_not_built(hf_config: PretrainedConfig, attn_implementation: str, error: str) -> str:
+    if "attention implementation" in error:
+        return (
+            f"models of type {hf_config.model_type} have no {attn_implementation} attention in transformers "
+            f"{transformers.__version__}; pass --attn_implementation eager"
+        )
+    return f"transformers {transformers.__version__} cannot build a causal language model of type {hf_config.model_type}: {error.splitlines()[0]}"
 
 
 def place_buffers(model: PreTrainedModel, device: torch.device) -> None:

@@ -1,0 +1,83 @@
+"""The chunked loss equals plain cross-entropy on full logits, value and every gradient, whatever the chunk."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ds_recipes.models import loss_head
+from ds_recipes.models.loss_head import LogitTransform, install_loss_head, token_loss_sum
+from tests.unit.models.tiny import tiny_model
+
+
+def plain_loss(hidden, weight, bias, target_ids, transform):
+    scores = functional.linear(hidden, weight, bias) * transform.scale
+    if transform.cap is not None:
+        scores = transform.cap * torch.tanh(scores / transform.cap)
+    return functional.cross_entropy(scores, target_ids, reduction="sum")
+
+
+@pytest.mark.parametrize("transform", [LogitTransform(), LogitTransform(scale=0.3), LogitTransform(scale=2.0, cap=3.0)])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("chunk_rows, targets", [(64, 1), (64, 64), (64, 65), (64, 200), (1000, 200)])
+def test_value_and_gradients_equal_plain_cross_entropy(monkeypatch, transform, with_bias, chunk_rows, targets):
+    vocabulary, width = 53, 16
+    monkeypatch.setitem(loss_head.CHUNK_ELEMENTS, "cpu", chunk_rows * vocabulary)
+    torch.manual_seed(targets)
+    inputs = [torch.randn(targets, width), torch.randn(vocabulary, width) / 8]  # unsaturated tanh: well conditioned
+    inputs += [torch.randn(vocabulary)] if with_bias else []
+    ours = [tensor.clone().requires_grad_() for tensor in inputs]
+    theirs = [tensor.clone().double().requires_grad_() for tensor in inputs]
+    target_ids = torch.randint(0, vocabulary, (targets,))
+    our_loss = token_loss_sum(ours[0], ours[1], ours[2] if with_bias else None, target_ids, transform)
+    their_loss = plain_loss(theirs[0], theirs[1], theirs[2] if with_bias else None, target_ids, transform)
+    (our_loss * 0.37).backward()
+    (their_loss * 0.37).backward()
+    torch.testing.assert_close(our_loss.double(), their_loss, rtol=1e-6, atol=0)
+    for mine, reference in zip(ours, theirs, strict=True):
+        error = (mine.grad.double() - reference.grad).norm() / reference.grad.norm()
+        assert error < 1e-6
+
+
+def test_no_targets_give_zero_loss_and_zero_gradients():
+    hidden, weight = torch.randn(0, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    loss = token_loss_sum(hidden, weight, None, torch.empty(0, dtype=torch.int64), LogitTransform())
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not weight.grad.any()
+
+
+def test_a_frozen_head_gets_no_gradient_and_costs_none():
+    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8)
+    token_loss_sum(hidden, weight, None, torch.arange(5), LogitTransform()).backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_bfloat16_tracks_float32():
+    torch.manual_seed(0)
+    hidden, weight, target_ids = torch.randn(300, 32), torch.randn(97, 32) / 6, torch.randint(0, 97, (300,))
+    low = [tensor.bfloat16().requires_grad_() for tensor in (hidden, weight)]
+    high = [tensor.bfloat16().double().requires_grad_() for tensor in (hidden, weight)]
+    token_loss_sum(*low, None, target_ids, LogitTransform()).backward()
+    plain_loss(*high, None, target_ids, LogitTransform()).backward()
+    for mine, reference in zip(low, high, strict=True):
+        assert mine.grad.dtype == torch.bfloat16
+        assert (mine.grad.double() - reference.grad).norm() / reference.grad.norm() < 1e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "gemma2", "cohere", "granite", "gpt2", "phi", "qwen3", "mixtral", "gpt_neox"])
+def test_a_models_loss_equals_that_of_its_own_logits(family):
+    """Each family's own scale, cap or bias after the head is in the loss."""
+    model = tiny_model(family)
+    torch.manual_seed(1)
+    input_ids = torch.randint(0, 90, (2, 12))
+    position_ids = torch.arange(12).expand(2, 12)
+    target_index, target_ids = torch.tensor([0, 3, 11, 12, 20]), torch.tensor([5, 89, 0, 7, 7])
+    logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits.flatten(0, 1)
+    expected = functional.cross_entropy(logits[target_index].double(), target_ids, reduction="sum")
+    names = [name for name, _ in model.named_parameters()]
+    install_loss_head(model)
+    loss = model(input_ids, position_ids, target_index, target_ids)
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
+    assert [name for name, _ in model.named_parameters()] == names
+    torch.testing.assert_close(model(input_ids, position_ids).flatten(0, 1), logits)
