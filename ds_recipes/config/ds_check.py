@@ -79,6 +79,11 @@ def _scheduler_rule(section: Any, found: Findings) -> Rule:
             "Leave the section out and set lr_decay_style, lr_warmup, lr_decay and lr_min"
         )
     found.bind("lr_decay_style", "scheduler.type", style, name)
+    given = section.get("params") or {}
+    if isinstance(given, dict) and given.get("warmup_type") is None:
+        found.problems.append(
+            'scheduler.params.warmup_type is missing, and DeepSpeed\'s default is "log": the loop warms up linearly, so write "linear"'
+        )
     if style == "linear":
         found.bind("lr_min", "scheduler.type", 0.0, name)
     return Section({"type": Honoured("text"), "params": Section(params)})

@@ -33,9 +33,9 @@ def read_json(path: str) -> Mapping[str, Any]:
         raise ValueError(f"{path}: {error}") from None
     except RecursionError:
         raise ValueError(f"{path}: nested too deeply") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: must hold an object, {{...}}")
-    return tree
+    if isinstance(tree, dict):
+        return tree
+    raise ValueError(f"{path}: must hold an object, {{...}}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

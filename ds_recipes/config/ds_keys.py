@@ -61,7 +61,9 @@ Rule = Honoured | Only | NoEffect | Refused | SwitchedOff | Section
 
 OTHER_STAGE = NoEffect("is for ZeRO stages 1 and 2")
 NVME_ONLY = NoEffect("is for NVMe offload")
-OWN_CHECKPOINTS = NoEffect("is for DeepSpeed's own checkpoints; this program writes Hugging Face files with tools/convert_to_hf.py")
+OWN_CHECKPOINTS = NoEffect(
+    "is for DeepSpeed's own checkpoints; this program writes Hugging Face files with tools/convert_to_hf.py"
+)
 OWN_LOGGING = "this program logs by itself: use wandb_project or tensorboard"
 MICS = Refused(
     "was removed from DeepSpeed 0.19. What it did is hpZ in DeepSpeed (zero_hpz_partition_size) and HSDP in PyTorch; "
@@ -126,7 +128,9 @@ ZERO: dict[str, Rule] = {
     "compute_grad_norm": Only((True,), "the gradient norm is always logged: leave it out"),
     "override_module_apply": Only((True,), "ZeRO-3 needs it: leave it out"),
     "cpu_offload": Refused('is the old name: write "offload_optimizer": {"device": "cpu"}'),
-    "cpu_offload_param": Refused("is the old name of offload_param, and parameter offload is not there yet: leave it out"),
+    "cpu_offload_param": Refused(
+        "is the old name of offload_param, and parameter offload is not there yet: leave it out"
+    ),
     "cpu_offload_use_pin_memory": Refused('is the old name: write "pin_memory" in "offload_optimizer"'),
     "zero_hpz_partition_size": Only((1, "auto"), "hpZ is not there yet: leave it out"),
     "zero_quantized_weights": QUANTISED,
@@ -177,7 +181,9 @@ ADAM_PARAMS: dict[str, Rule] = {
     "bias_correction": Only((True,), "Adam without bias correction is not there: leave it out"),
     "amsgrad": Only((False,), "AMSGrad is not there: leave it out"),
     "torch_adam": NoEffect("is always so: the optimizer is torch's own AdamW"),
-    "max_grad_norm": Refused("is not an optimizer's parameter for DeepSpeed either: write gradient_clipping at the top"),
+    "max_grad_norm": Refused(
+        "is not an optimizer's parameter for DeepSpeed either: write gradient_clipping at the top"
+    ),
 }
 
 SGD_PARAMS: dict[str, Rule] = {
@@ -234,7 +240,9 @@ TOP: dict[str, Rule] = {
     "steps_per_print": NoEffect("is DeepSpeed's own progress line; use log_interval"),
     "dataloader_drop_last": NoEffect("is for DeepSpeed's data loader; no row is dropped here"),
     "zero_allow_untested_optimizer": NoEffect("is always true"),
-    "zero_force_ds_cpu_optimizer": Only((False,), "offload steps torch's AdamW on the CPU, which needs no compiler: leave it out"),
+    "zero_force_ds_cpu_optimizer": Only(
+        (False,), "offload steps torch's AdamW on the CPU, which needs no compiler: leave it out"
+    ),
     "aio": NVME_ONLY,
     "checkpoint": OWN_CHECKPOINTS,
     "data_types": Section(

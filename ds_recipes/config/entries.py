@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-COMMAND_LINE = "command line"
+from ds_recipes.config.values import COMMAND_LINE
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def _entries(path: str, root: yaml.MappingNode) -> tuple[list[Entry], list[str]]
         if not isinstance(key, yaml.ScalarNode):
             problems.append(f"{origin}: a key must be the name of a setting")
         elif key.value in first_lines:
-            problems.append(f"{origin}: {key.value} stands here a second time; the first is in line {first_lines[key.value]}")
+            problems.append(
+                f"{origin}: {key.value} stands here a second time; the first is in line {first_lines[key.value]}"
+            )
         elif isinstance(value, yaml.MappingNode):
             problems.append(f"{origin}: {key.value} holds a mapping; settings stand at the top level, without groups")
         elif not all(isinstance(node, yaml.ScalarNode) for node in _scalars(value)):

@@ -19,5 +19,7 @@ def refusal(name: str, text: str) -> str | None:
     if name == "dataset" and re.search(r"\.py(:|$)", text):
         return "a format of your own is not there yet. Write the records as {'text'} and use --dataset text"
     if name in ("train_data", "validation_data") and re.match(r"[0-9.]+:", text):
-        return f"weights before a path are not there yet ({text!r}). Give plain paths: they are read one after the other"
+        return (
+            f"weights before a path are not there yet ({text!r}). Give plain paths: they are read one after the other"
+        )
     return LATER_VALUES.get((name, text.lower()))

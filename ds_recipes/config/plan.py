@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import NoReturn
 
 from ds_recipes.config.schema import SETTINGS, Config, values_of
-from ds_recipes.config.values import to_text
+from ds_recipes.config.values import describe
 from ds_recipes.errors import ConfigError
 
 ROUNDING = 1e-9  # 0.1 x 30 is 3.0000000000000004 in binary; that is 3 steps, not 4
@@ -71,29 +72,18 @@ def _micro_steps(config: Config, world_size: int) -> int:
     if run.global_batch_size is None:
         return run.gradient_accumulation_steps or 1
     rows = run.batch_size_training * world_size
-    if run.global_batch_size < rows:
-        raise ConfigError(
-            [
-                f"{_named(config, 'global_batch_size')}, less than the {rows} rows of one micro-step "
-                f"({_product(config, world_size)}): gradient accumulation would be below 1. "
-                f"{_remedy(config, world_size)}"
-            ]
+    micro_steps, rest = divmod(run.global_batch_size, rows)
+    if rest or micro_steps < 1:
+        what = "gradient accumulation would be below 1" if micro_steps < 1 else "that is no whole number of micro-steps"
+        _refuse(
+            f"{_named(config, 'global_batch_size')}, but one micro-step takes {rows} rows "
+            f"({_product(config, world_size)}): {what}. {_remedy(config, world_size)}"
         )
-    if run.global_batch_size % rows:
-        raise ConfigError(
-            [
-                f"{_named(config, 'global_batch_size')}, which is no multiple of the {rows} rows of one micro-step "
-                f"({_product(config, world_size)}). {_remedy(config, world_size)}"
-            ]
-        )
-    micro_steps = run.global_batch_size // rows
     if run.gradient_accumulation_steps not in (None, micro_steps):
-        raise ConfigError(
-            [
-                f"{_named(config, 'global_batch_size')}, but {_named(config, 'gradient_accumulation_steps')}: "
-                f"with {_product(config, world_size)} that makes {rows * (run.gradient_accumulation_steps or 1)} rows "
-                f"a step. Set one of the two and leave out the other, or set gradient_accumulation_steps to {micro_steps}."
-            ]
+        _refuse(
+            f"{_named(config, 'global_batch_size')}, but {_named(config, 'gradient_accumulation_steps')}: with "
+            f"{_product(config, world_size)} that makes {rows * (run.gradient_accumulation_steps or 1)} rows a step. "
+            f"Leave out one of the two, or set gradient_accumulation_steps to {micro_steps}."
         )
     return micro_steps
 
@@ -143,35 +133,30 @@ def _schedule_steps(config: Config, total_steps: int) -> tuple[int, int | None]:
     warmup = optimizer.lr_warmup
     warmup_steps = int(warmup) if warmup > 1 else math.floor(warmup * total_steps + ROUNDING)
     if warmup_steps > total_steps:
-        raise ConfigError(
-            [
-                f"{_named(config, 'lr_warmup')}, so {warmup_steps} steps, but the run has {total_steps}: the learning "
-                "rate would never reach lr. Set fewer steps, or a fraction of the run such as 0.05."
-            ]
+        _refuse(
+            f"{_named(config, 'lr_warmup')}, so {warmup_steps} steps, but the run has {total_steps}: the learning rate "
+            "would never reach lr. Set fewer steps, or a fraction of the run such as 0.05."
         )
     if optimizer.lr_decay_style in ("constant", "inverse_sqrt"):
         return warmup_steps, None
     decay = optimizer.lr_decay or (0.1 if optimizer.lr_decay_style == "wsd" else 1.0)
     decay_steps = int(decay) if decay > 1 else math.ceil(decay * total_steps - ROUNDING)
     if optimizer.lr_decay_style == "wsd" and warmup_steps + decay_steps > total_steps:
-        raise ConfigError(
-            [
-                f"the warm-up of {warmup_steps} steps and the decay of {decay_steps} steps at the end do not fit into a run "
-                f"of {total_steps} steps. Set lr_warmup or lr_decay to less, or fractions of the run that sum to 1 at most."
-            ]
+        _refuse(
+            f"the warm-up of {warmup_steps} steps and the decay of {decay_steps} steps at the end do not fit into a run of "
+            f"{total_steps} steps. Set lr_warmup or lr_decay to less; fractions of the run must not sum to more than 1."
         )
     if optimizer.lr_decay_style != "wsd" and decay_steps <= warmup_steps:
-        raise ConfigError(
-            [
-                f"lr_decay ends the decay at step {decay_steps}, but lr_warmup ends the warm-up at step {warmup_steps} of "
-                f"{total_steps}. Both are counted from the start of the run: set lr_decay above lr_warmup."
-            ]
+        _refuse(
+            f"lr_decay ends the decay at step {decay_steps}, but lr_warmup ends the warm-up at step {warmup_steps} of "
+            f"{total_steps}. Both are counted from the start of the run: set lr_decay above lr_warmup."
         )
     return warmup_steps, decay_steps
 
 
+def _refuse(problem: str) -> NoReturn:
+    raise ConfigError([problem])
+
+
 def _named(config: Config, name: str) -> str:
-    """'global_batch_size is 10 (run.yaml:4)'."""
-    origin = config.origins.get(name, "default")
-    dashes = "--" if origin == "command line" else ""
-    return f"{dashes}{name} is {to_text(SETTINGS[name], values_of(config)[name])} ({origin})"
+    return describe(SETTINGS[name], values_of(config)[name], config.origins.get(name, "default"))

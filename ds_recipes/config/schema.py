@@ -186,7 +186,11 @@ class OptimizerConfig:
 class AdapterConfig:
     """Parameter-efficient training."""
 
-    peft_method: str | None = setting(None, "Adapter to train instead of the whole model; None trains the whole model.")
+    peft_method: str | None = setting(
+        None,
+        "Adapter to train instead of the whole model. None, the only value yet, trains the whole model.",
+        choices=("None",),
+    )
 
 
 @dataclass(frozen=True)
@@ -271,10 +275,14 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class DsConfig:
-    """The user's DeepSpeed JSON, read and checked: every key in it is known and can be honoured."""
+    """The user's DeepSpeed JSON, read and checked: every key in it is known and can be honoured.
+
+    `notes` are lines for the user, one for each key that changes nothing here.
+    """
 
     path: str
     tree: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def offloads_optimizer(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from ds_recipes.config.schema import Limits
 
+COMMAND_LINE = "command line"  # the origin of a flag's value
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
 NONE_WORDS = ("", "none", "null", "~")
@@ -86,6 +87,12 @@ def to_text(item: Field[Any], value: Any) -> str:
     if item.metadata["unit"] == "duration":
         return _duration_text(value)
     return str(value)
+
+
+def describe(item: Field[Any], value: Any, origin: str) -> str:
+    """'--lr is 0.1 (command line)' or 'lr is 0.1 (run.yaml:3)', for messages."""
+    dashes = "--" if origin == COMMAND_LINE else ""
+    return f"{dashes}{item.name} is {to_text(item, value)} ({origin})"
 
 
 def one_of(choices: tuple[str, ...]) -> str:

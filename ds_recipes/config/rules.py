@@ -1,0 +1,133 @@
+"""What must hold between settings. Each rule looks at a draft and says what is wrong with it in one line, or nothing."""
+
+from collections.abc import Callable, Iterator
+
+from ds_recipes.config.draft import Draft
+from ds_recipes.config.schema import SETTINGS
+
+
+def check_rules(draft: Draft) -> None:
+    """Add a problem to the draft for each rule that is broken. Settings that failed already are not blamed again."""
+    for names, rule in RULES:
+        if not draft.failed.intersection(names):
+            for problem in rule(draft):
+                draft.problems.append(problem)
+
+
+def _model(draft: Draft) -> Iterator[str]:
+    if draft.values["model_name"] is None and draft.values["model_config"] is None:
+        yield (
+            "model_name is not set: name a folder or a hub id with --model_name, or a config JSON with --model_config to "
+            "start from random weights"
+        )
+    if draft.values["model_name"] is not None and draft.values["model_config"] is not None:
+        yield f"{draft.describe('model_name')}, but {draft.describe('model_config')}. Leave one of them out."
+
+
+def _tokenizer(draft: Draft) -> Iterator[str]:
+    if draft.values["model_config"] is not None and draft.values["tokenizer_name"] is None:
+        yield "tokenizer_name is not set: a model_config brings no tokenizer, so name one with --tokenizer_name"
+
+
+def _attention(draft: Draft) -> Iterator[str]:
+    if draft.values["use_fast_kernels"] and draft.is_given("attn_implementation"):
+        yield (
+            f"{draft.describe('use_fast_kernels')} picks the attention kernel, but {draft.describe('attn_implementation')}. "
+            "Leave one of them out."
+        )
+
+
+def _train_data(draft: Draft) -> Iterator[str]:
+    if draft.values["train_data"]:
+        return
+    if draft.seed_dataset:
+        file = "alpaca_data.json" if draft.values["dataset"] == "alpaca" else "wikipedia.jsonl"
+        yield (
+            f"dataset is {draft.seed_dataset} ({draft.origins['dataset']}), but train_data is not set: the path is no longer "
+            f"kept in the source, so give it as --train_data path/to/{file}"
+        )
+    else:
+        yield "train_data is not set: name one or more JSONL or JSON files with --train_data"
+
+
+def _run_folder(draft: Draft) -> Iterator[str]:
+    if draft.values["save_checkpoint_path"] is None:
+        yield "save_checkpoint_path is not set: name the run folder with --save_checkpoint_path"
+
+
+def _validation(draft: Draft) -> Iterator[str]:
+    asked = draft.origins["run_validation"] == "command line" and draft.values["run_validation"]
+    if asked and not draft.values["validation_data"]:
+        yield f"{draft.describe('run_validation')}, but validation_data is not set: name its files with --validation_data"
+
+
+def _learning_rate(draft: Draft) -> Iterator[str]:
+    if draft.values["lr_min"] > draft.values["lr"]:
+        yield f"{draft.describe('lr_min')}, above lr: {draft.describe('lr')}. The learning rate falls from lr to lr_min."
+
+
+def _whole_steps(draft: Draft) -> Iterator[str]:
+    for name in ("lr_warmup", "lr_decay"):
+        value = draft.values[name]
+        if value is not None and value > 1 and value != int(value):
+            yield f"{draft.describe(name)}: above 1 it counts steps, so it must be whole; up to 1 it is a fraction of the run."
+
+
+def _phases(draft: Draft) -> Iterator[str]:
+    """The phases that conflict whatever the length of the run; a plan checks the others."""
+    warmup, decay, style = (draft.values[name] for name in ("lr_warmup", "lr_decay", "lr_decay_style"))
+    decay = decay or (0.1 if style == "wsd" else 1.0)
+    if style in ("cosine", "linear") and 1 not in (warmup, decay) and (warmup > 1) == (decay > 1) and warmup >= decay:
+        yield (
+            f"{draft.describe('lr_warmup')}, but {draft.describe('lr_decay')}. Both are counted from the start of the run: "
+            "set lr_decay above lr_warmup."
+        )
+
+
+def _optimizer(draft: Draft) -> Iterator[str]:
+    kind = draft.values["optimizer_type"]
+    strangers = ("sgd_momentum",) if kind == "adamw" else ("adam_beta1", "adam_beta2", "adam_eps")
+    for name in strangers:
+        if draft.is_given(name):
+            yield f"{draft.describe(name)} has no effect: {draft.describe('optimizer_type')}. Leave one of them out."
+
+
+def _checkpoints(draft: Draft) -> Iterator[str]:
+    if draft.values["save_optimizer"] and not draft.values["save_model"]:
+        yield (
+            f"{draft.describe('save_model')}, but {draft.describe('save_optimizer')}: the optimizer's state is of no use "
+            "without the weights. Set save_optimizer to false too."
+        )
+
+
+def _wandb(draft: Draft) -> Iterator[str]:
+    if draft.values["wandb_project"] is not None:
+        return
+    for name in ("wandb_entity", "wandb_name", "wandb_mode"):
+        if draft.is_given(name) and draft.values[name] != "disabled":
+            yield f"{draft.describe(name)} has no effect: wandb_project is not set. Name it with --wandb_project."
+
+
+def _allowed_changes(draft: Draft) -> Iterator[str]:
+    for name in draft.values["allow_change"]:
+        if name not in SETTINGS and name not in CHANGES:
+            yield f"{draft.describe('allow_change')}: {name} is neither a setting nor one of {', '.join(CHANGES)}."
+
+
+CHANGES = ("optimizer", "data", "model", "tokenizer", "world", "versions")
+
+RULES: tuple[tuple[tuple[str, ...], Callable[[Draft], Iterator[str]]], ...] = (
+    (("model_name", "model_config"), _model),
+    (("model_name", "model_config", "tokenizer_name"), _tokenizer),
+    (("attn_implementation", "use_fast_kernels"), _attention),
+    (("dataset", "train_data"), _train_data),
+    (("save_checkpoint_path",), _run_folder),
+    (("run_validation", "validation_data"), _validation),
+    (("lr", "lr_min"), _learning_rate),
+    (("lr_warmup", "lr_decay"), _whole_steps),
+    (("lr_warmup", "lr_decay", "lr_decay_style"), _phases),
+    (("optimizer_type", "sgd_momentum", "adam_beta1", "adam_beta2", "adam_eps"), _optimizer),
+    (("save_model", "save_optimizer"), _checkpoints),
+    (("wandb_project", "wandb_entity", "wandb_name", "wandb_mode"), _wandb),
+    (("allow_change",), _allowed_changes),
+)
