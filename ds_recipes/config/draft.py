@@ -43,6 +43,10 @@ class Draft:
             if entry.name not in SETTINGS:
                 self._unknown(entry)
                 continue
+            refusal = next(filter(None, (later.refusal(entry.name, text) for text in entry.texts)), None)
+            if refusal:
+                self.fail(entry.refused(refusal), entry.name)
+                continue
             try:
                 value = self._parse(entry)
             except ValueError as error:
@@ -89,10 +93,6 @@ class Draft:
         if entry.name == "dataset" and len(texts) == 1 and texts[0] in seed_flags.DATASETS:
             self.seed_dataset = texts[0]
             texts = (seed_flags.DATASETS[texts[0]],)
-        for text in texts:
-            refusal = later.refusal(entry.name, text)
-            if refusal:
-                raise ValueError(f"cannot be {text}: {refusal}")
         kind = base_type(item)
         if kind is tuple:
             if not texts and not entry.is_list:
@@ -112,7 +112,7 @@ class Draft:
             f"unknown {kind} {entry.shown} (command line)" if is_flag else f"{entry.origin}: unknown key {entry.shown}"
         )
         if entry.name in later.LATER_NAMES:
-            self.fail(entry.problem(f"cannot be used: {later.LATER_NAMES[entry.name]}"))
+            self.fail(entry.refused(later.LATER_NAMES[entry.name]))
             return
         hint = None if is_flag else seed_flags.yaml_hint(entry.name)
         positive = entry.name.removeprefix("no_").removeprefix("no-")

@@ -125,7 +125,7 @@ def _check_honoured(value: Any, rule: Honoured, key: str, found: Findings) -> No
         return
     wanted = _what_is_wanted(value, rule)
     if wanted:
-        found.problems.append(f'{key} must be {wanted} or "auto", not {json.dumps(value)}')
+        found.problems.append(f'{key} must be {wanted} or "auto", not {json.dumps(value)}{rule.hint}')
     elif rule.kind == "betas":
         found.bind("adam_beta1", f"{key}[0]", value[0], value[0])
         found.bind("adam_beta2", f"{key}[1]", value[1], value[1])
@@ -141,7 +141,7 @@ def _what_is_wanted(value: Any, rule: Honoured) -> str:
         return "" if isinstance(value, bool) else "true or false"
     if rule.kind == "text":
         is_choice = isinstance(value, str) and (not rule.choices or value in rule.choices)
-        return "" if is_choice else one_of(tuple(f'"{choice}"' for choice in rule.choices))
+        return "" if is_choice else ", ".join(f'"{choice}"' for choice in rule.choices)
     if rule.kind == "betas":
         return "" if isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) else "two numbers"
     if rule.kind == "number":

@@ -19,6 +19,7 @@ class Honoured:
     kind: str  # "bool", "count" (a whole number, 5e8 too), "steps" (2 or more), "number", "betas" (a pair) or "text"
     setting: str = ""
     choices: tuple[str, ...] = ()
+    hint: str = ""  # follows the message about a wrong value
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ MICS = Refused(
 )
 QUANTISED = Only((False, "auto"), "quantised ZeRO++ communication is not there yet: leave it out")
 OFFLOAD_OPTIMIZER: dict[str, Rule] = {
-    "device": Honoured("text", choices=("none", "cpu")),  # nvme is not there yet
+    "device": Honoured("text", choices=("none", "cpu"), hint=": NVMe offload is not there yet"),
     "pin_memory": Honoured("bool"),
     "ratio": Only((1.0, "auto"), "partial offload is not there yet: leave it out"),
     "super_offload": Only((False,), "SuperOffload is not there yet: leave it out"),

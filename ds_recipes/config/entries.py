@@ -30,45 +30,60 @@ class Entry:
             return f"{self.shown} {message} (command line)"
         return f"{self.origin}: {self.shown} {message}"
 
+    def refused(self, reason: str) -> str:
+        """One line for a setting or value that cannot be used: '--engine fsdp (command line): ...'."""
+        is_alias = self.origin == COMMAND_LINE and self.shown != f"--{self.name}"
+        words = self.shown if is_alias else " ".join((self.shown, *self.texts))
+        return (
+            f"{words} (command line): {reason}" if self.origin == COMMAND_LINE else f"{self.origin}: {words}: {reason}"
+        )
+
 
 def read_flags(argv: Sequence[str]) -> tuple[list[Entry], list[str]]:
     """Split a command line into entries: `--name value ...`, `--name=value` or a bare `--name`. Second: problems."""
     flags: list[tuple[str, list[str]]] = []
     problems = []
+    texts: list[str] | None = None  # of the last flag; None where a value belongs to no flag
     for token in argv:
         if token.startswith("--") and len(token) > 2:
             name, equals, text = token[2:].partition("=")
-            flags.append((name, [text] if equals else []))
+            texts = [text] if equals else []
+            flags.append((name, texts))
         elif re.match(r"-[A-Za-z]", token):
             problems.append(f"unexpected argument {token!r} (command line): flags begin with two dashes, --{token[1:]}")
-        elif flags:
-            flags[-1][1].append(token)
+            texts = []
+        elif texts is not None:
+            texts.append(token)
         else:
             problems.append(f"unexpected argument {token!r} (command line): settings are given as --name value")
     return [Entry(name, tuple(texts), f"--{name}", COMMAND_LINE) for name, texts in flags], problems
 
 
 def read_yaml(path: str) -> tuple[list[Entry], list[str]]:
-    """Read a run file: settings as top-level keys, every scalar kept as the text that stands there. Second: problems."""
+    """Read a run file: settings as top-level keys, every scalar kept as the text that stands there. Second: problems.
+
+    Raises:
+        ValueError: there is nothing to read; the message names the file and, where known, the line.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         root = yaml.compose(text, Loader=yaml.BaseLoader)
     except FileNotFoundError:
-        return [], [f"--config {path}: there is no such file"]
+        raise ValueError(f"--config {path}: there is no such file") from None
     except OSError as error:
-        return [], [f"--config {path}: cannot be read: {error.strerror}"]
+        raise ValueError(f"--config {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        return [], [f"{path}: not UTF-8 text (byte {error.start})"]
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        return [], [f"{path}{line}: not YAML: {error.problem}"]
+        raise ValueError(f"{path}{line}: not YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        return [], [f"{path}: not YAML: {' '.join(str(error).split())}"]
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if root is None:
         return [], []
-    if not isinstance(root, yaml.MappingNode):
-        return [], [f"{path}:{root.start_mark.line + 1}: a run file holds lines of 'name: value'"]
-    return _entries(path, root)
+    if isinstance(root, yaml.MappingNode):
+        return _entries(path, root)
+    raise ValueError(f"{path}:{root.start_mark.line + 1}: a run file holds lines of 'name: value'")
 
 
 def _entries(path: str, root: yaml.MappingNode) -> tuple[list[Entry], list[str]]:

@@ -39,14 +39,22 @@ def load_config(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> Con
     draft.problems += problems
     draft.take(flags)
     if run_file is not None:
-        entries, problems = read_yaml(run_file)
-        draft.problems += problems
-        draft.take(entries)
+        _take_run_file(run_file, draft)
     config = _finish(draft)
     if print_config is not None and print_config not in FALSE_WORDS:
         print(to_yaml(config), end="")
         sys.exit(0)
     return config
+
+
+def _take_run_file(path: str, draft: Draft) -> None:
+    try:
+        entries, problems = read_yaml(path)
+    except ValueError as error:
+        draft.fail(str(error), *draft.values)
+        return
+    draft.problems += problems
+    draft.take(entries)
 
 
 def _take_out(flags: Sequence[Entry], name: str, draft: Draft, *other_names: str) -> tuple[list[Entry], str | None]:

@@ -102,9 +102,9 @@ def _kind(item: Field[Any]) -> str:
     limits: Limits = item.metadata["limits"]
     unit = item.metadata["unit"]
     if limits.choices:
-        return "|".join(limits.choices)
-    if unit == "duration":
-        return "DURATION"
+        return "|".join(limits.choices) + (" ..." if base_type(item) is tuple else "")
+    if unit in ("duration", "path"):
+        return str(unit).upper() + (" ..." if base_type(item) is tuple else "")
     return f"{KIND_WORDS[base_type(item)]} ({unit})" if unit else KIND_WORDS[base_type(item)]
 
 

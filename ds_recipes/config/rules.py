@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 
 from ds_recipes.config.draft import Draft
-from ds_recipes.config.schema import SETTINGS
 
 
 def check_rules(draft: Draft) -> None:
@@ -108,14 +107,6 @@ def _wandb(draft: Draft) -> Iterator[str]:
             yield f"{draft.describe(name)} has no effect: wandb_project is not set. Name it with --wandb_project."
 
 
-def _allowed_changes(draft: Draft) -> Iterator[str]:
-    for name in draft.values["allow_change"]:
-        if name not in SETTINGS and name not in CHANGES:
-            yield f"{draft.describe('allow_change')}: {name} is neither a setting nor one of {', '.join(CHANGES)}."
-
-
-CHANGES = ("optimizer", "data", "model", "tokenizer", "world", "versions")
-
 RULES: tuple[tuple[tuple[str, ...], Callable[[Draft], Iterator[str]]], ...] = (
     (("model_name", "model_config"), _model),
     (("model_name", "model_config", "tokenizer_name"), _tokenizer),
@@ -129,5 +120,4 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Draft], Iterator[str]]], ...] = (
     (("optimizer_type", "sgd_momentum", "adam_beta1", "adam_beta2", "adam_eps"), _optimizer),
     (("save_model", "save_optimizer"), _checkpoints),
     (("wandb_project", "wandb_entity", "wandb_name", "wandb_mode"), _wandb),
-    (("allow_change",), _allowed_changes),
 )

@@ -10,6 +10,19 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+CHANGES = (
+    "data",
+    "tokenizer",
+    "dataset",
+    "packing",
+    "context_size",
+    "seed",
+    "global_batch_size",
+    "precision",
+    "optimizer",
+)
+"""What a checkpoint records of its run's settings, and a continued run must not change unless `allow_change` names it."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -50,7 +63,7 @@ class ModelConfig:
         None, "Model to start from: a folder with config.json and safetensors files, or a hub id."
     )
     model_config: str | None = setting(
-        None, "A model's config JSON: train that shape from random weights. Instead of model_name."
+        None, "A model's config JSON: train that shape from random weights. Instead of model_name.", unit="path"
     )
     tokenizer_name: str | None = setting(None, "Tokenizer: a folder or a hub id.", default_doc="the one of model_name")
     attn_implementation: str = setting(
@@ -74,9 +87,9 @@ class DataConfig:
         choices=("text", "alpaca"),
     )
     train_data: tuple[str, ...] = setting(
-        (), "Training data: one or more JSONL or JSON files, read one after the other."
+        (), "Training data: one or more JSONL or JSON files, read one after the other.", unit="path"
     )
-    validation_data: tuple[str, ...] = setting((), "Validation data, in the format of the training data.")
+    validation_data: tuple[str, ...] = setting((), "Validation data, in the format of the training data.", unit="path")
     context_size: int = setting(
         2048, "Length of a row; a document never sees another one in its row.", unit="tokens", least=2
     )
@@ -100,6 +113,7 @@ class RunConfig:
         None,
         'DeepSpeed JSON; a value of "auto" in it is filled from this run.',
         default_doc="the same as ds_configs/zero3.json",
+        unit="path",
     )
     precision: str = setting(
         "bf16", "bf16: bfloat16 compute with float32 master weights; fp32: all float32.", choices=("bf16", "fp32")
@@ -201,11 +215,13 @@ class CheckpointConfig:
         None,
         "The run folder: checkpoints, metrics and the effective settings go there. A run folder with checkpoints is "
         "continued from its newest valid one.",
+        unit="path",
     )
     load_checkpoint_path: str | None = setting(
         None,
         "Another run folder, or one checkpoint in it, where a run without checkpoints of its own begins.",
         default_doc="the run folder itself",
+        unit="path",
     )
     save_interval_iteration: int = setting(
         500,
@@ -238,7 +254,9 @@ class CheckpointConfig:
         choices=("auto", "require", "none"),
     )
     allow_change: tuple[str, ...] = setting(
-        (), "Settings that may differ from those of the checkpoint that is continued, such as optimizer or precision."
+        (),
+        "What may differ from the checkpoint that is continued; anything else in this list is refused.",
+        choices=CHANGES,
     )
 
 

@@ -1,0 +1,132 @@
+"""Checks of files and folders that need no torch: what is found here has cost nobody a queue slot."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ds_recipes.config.entries import nearest
+from ds_recipes.config.schema import Config, values_of
+from ds_recipes.config.values import COMMAND_LINE
+
+
+def check_inputs(config: Config) -> list[str]:
+    """What is wrong with the files that the settings name, one line each. Reads this host's files, no network."""
+    return [
+        *_data_files(config, "train_data"),
+        *_data_files(config, "validation_data"),
+        *_model(config),
+        *_tokenizer(config),
+        *_run_folder(config),
+        *_start_folder(config),
+    ]
+
+
+def is_folder_name(name: str) -> bool:
+    """True if a model or tokenizer name means a folder here, False if it is a hub id such as owner/name."""
+    return Path(name).is_dir() or re.match(r"[/.~]", name) is not None or name.count("/") > 1 or name.endswith("/")
+
+
+def _data_files(config: Config, name: str) -> Iterator[str]:
+    for text in values_of(config)[name]:
+        path, where = Path(text), _where(config, name, text)
+        if path.is_dir():
+            yield f"{where}: is a folder; name the files in it, such as {_example(path)}"
+        elif not path.exists():
+            yield f"{where}: there is no such file{_similar(path)}"
+        elif path.is_file():
+            try:
+                with path.open("rb") as file:
+                    is_empty = not file.read(1)
+            except OSError as error:
+                yield f"{where}: cannot be read: {error.strerror}"
+                continue
+            if is_empty:
+                yield f"{where}: the file is empty"
+
+
+def _model(config: Config) -> Iterator[str]:
+    name = "model_name" if config.model.model_name is not None else "model_config"
+    text = config.model.model_name or config.model.model_config or ""
+    where = _where(config, name, text)
+    if name == "model_name" and not is_folder_name(text):
+        return
+    path = Path(text) / "config.json" if Path(text).is_dir() else Path(text)
+    if not path.exists():
+        what = "no config.json in this folder" if Path(text).is_dir() else f"there is no such {_thing(name)}"
+        yield f"{where}: {what}{_similar(path)}"
+        return
+    if name == "model_name" and path.is_file() and path.name != "config.json":
+        yield f"{where}: is a file; name the folder with config.json and safetensors files"
+        return
+    try:
+        shape = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield f"{where}: {path} cannot be read as JSON: {error}"
+        return
+    yield from _context(config, shape, path)
+
+
+def _context(config: Config, shape: Any, path: Path) -> Iterator[str]:
+    positions = shape.get("max_position_embeddings") if isinstance(shape, dict) else None
+    if isinstance(positions, int) and config.data.context_size > positions:
+        origin = config.origins.get("context_size", "default")
+        yield (
+            f"context_size is {config.data.context_size} ({origin}), but the model has {positions} positions "
+            f"(max_position_embeddings in {path}). Set context_size to {positions} at most."
+        )
+
+
+def _tokenizer(config: Config) -> Iterator[str]:
+    text = config.model.tokenizer_name
+    if text is None or not is_folder_name(text):
+        return
+    where, path = _where(config, "tokenizer_name", text), Path(text)
+    if not path.is_dir():
+        yield f"{where}: there is no such folder{_similar(path)}"
+    elif not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        yield f"{where}: no tokenizer in this folder (tokenizer.json, tokenizer_config.json or tokenizer.model)"
+
+
+def _run_folder(config: Config) -> Iterator[str]:
+    text = config.checkpoint.save_checkpoint_path or ""
+    blocking = next((path for path in (Path(text), *Path(text).parents) if path.exists()), None)
+    if blocking is not None and not blocking.is_dir():
+        yield f"{_where(config, 'save_checkpoint_path', text)}: {blocking} is a file; name a folder, which is made if it is missing"
+
+
+def _start_folder(config: Config) -> Iterator[str]:
+    text = config.checkpoint.load_checkpoint_path
+    if text is not None and not Path(text).is_dir():
+        what = (
+            "is a file; name a run folder" if Path(text).exists() else f"there is no such folder{_similar(Path(text))}"
+        )
+        yield f"{_where(config, 'load_checkpoint_path', text)}: {what}"
+
+
+def _where(config: Config, name: str, text: str) -> str:
+    origin = config.origins.get(name, "default")
+    return f"--{name} {text} (command line)" if origin == COMMAND_LINE else f"{origin}: {name} {text}"
+
+
+def _thing(name: str) -> str:
+    return "folder" if name == "model_name" else "file"
+
+
+def _similar(path: Path) -> str:
+    """A hint: the nearest name in the same folder, or that the folder is missing too."""
+    parent = path.parent
+    if not parent.is_dir():
+        missing = next(folder for folder in reversed((parent, *parent.parents)) if not folder.exists())
+        return f" ({missing} does not exist)"
+    try:
+        guess = nearest(path.name, [other.name for other in parent.iterdir()])
+    except OSError:
+        return ""
+    return f"; did you mean {parent / guess}?" if guess else ""
+
+
+def _example(folder: Path) -> str:
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".jsonl", ".json"))
+    return str(files[0] if files else folder / "train.jsonl")
