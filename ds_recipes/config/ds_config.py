@@ -24,6 +24,9 @@ DEFAULT_TREE: dict[str, Any] = {
     },
 }
 
+# DeepSpeed would sum gradients over micro-steps and ranks in bfloat16; the JSON may still ask for that.
+EXACT_GRADIENTS: dict[str, Any] = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
+
 NEVER_PRINT = 10**9  # steps between DeepSpeed's own progress lines; the loop has its own
 
 
@@ -35,7 +38,7 @@ def effective_ds_config(config: Config, plan: Plan) -> dict[str, Any]:
     """
     tree = DEFAULT_TREE if config.ds is None else config.ds.tree
     passed = _passed_through(tree, TOP)
-    return passed | {
+    return EXACT_GRADIENTS | passed | {
         "train_batch_size": plan.global_rows,
         "train_micro_batch_size_per_gpu": plan.rows_per_rank,
         "gradient_accumulation_steps": plan.micro_steps,

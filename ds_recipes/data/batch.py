@@ -25,3 +25,10 @@ class MicroBatch:
     @property
     def num_target_tokens(self) -> int:
         return self.target_ids.numel()
+
+
+def one_document(input_ids: torch.Tensor) -> MicroBatch:
+    """One row that is one document, [1, tokens]: each token predicts the next."""
+    tokens = input_ids.shape[1]
+    positions = torch.arange(tokens)
+    return MicroBatch(input_ids, positions[None], positions[:-1], input_ids[0, 1:], tokens, 1, (0,))

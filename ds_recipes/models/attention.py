@@ -1,74 +1,27 @@
-"""Which attention implementation runs, and how packed rows are laid out for it.
-
-Documents in a row are kept apart by position ids that restart, without any mask. transformers' sdpa and eager read
-them for any number of rows; FlashAttention 2 only for a batch of one row, so there the rows lie end to end, with the
-document borders computed once instead of in every layer.
-"""
+"""Which attention implementation runs."""
 
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 
-from ds_recipes.data.batch import MicroBatch
+from ds_recipes.config.schema import Config
 from ds_recipes.errors import ConfigError
 
-IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2")
-
-
-def choose_attention(asked: str | None, use_fast_kernels: bool, device: torch.device, precision: str) -> str:
+def choose_attention(config: Config, device: torch.device) -> str:
     """The attention implementation for this run: the one asked for, else the fastest present, else sdpa.
 
     Raises:
         ConfigError: FlashAttention 2 was asked for and cannot run here.
     """
-    flash_runs = device.type == "cuda" and precision != "fp32" and find_spec("flash_attn") is not None
+    present = find_spec("flash_attn") is not None
+    flash_runs = device.type == "cuda" and config.run.precision != "fp32" and present
+    asked = config.model.attn_implementation
     if asked == "flash_attention_2" and not flash_runs:
         raise ConfigError(
             [
-                "--attn_implementation flash_attention_2 needs a GPU, bf16 and the flash-attn package "
-                f"(device {device.type}, precision {precision}, package {'present' if find_spec('flash_attn') else 'missing'}). "
+                "--attn_implementation flash_attention_2 needs a GPU, bf16 and the flash-attn package (here: device "
+                f"{device.type}, precision {config.run.precision}, the package is {'present' if present else 'missing'}). "
                 "Use sdpa, or pip install 'ds-recipes[gpu]'."
             ]
         )
-    if asked is not None:
-        return asked
-    return "flash_attention_2" if use_fast_kernels and flash_runs else "sdpa"
-
-
-def model_inputs(batch: MicroBatch, device: torch.device, implementation: str) -> dict[str, Any]:
-    """The arguments of the model's forward for one micro-batch, on `device`.
-
-    `input_ids` and `position_ids` are [rows, context], or [1, rows * context] where the rows lie end to end.
-    """
-    inputs: dict[str, Any] = {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "target_index": batch.target_index,
-        "target_ids": batch.target_ids,
-    }
-    if implementation.startswith("flash_attention"):
-        inputs |= end_to_end(batch)
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for name, value in inputs.items()
-    }
-
-
-def end_to_end(batch: MicroBatch) -> dict[str, Any]:
-    """Rows as one row of [1, rows * context], with the documents' borders as FlashAttention takes them.
-
-    A document starts wherever its position id is 0, at each row's start too. `cu_seq_lens` is int32, [documents + 1].
-    """
-    position_ids = batch.position_ids.reshape(1, -1)  # [1, rows * context]
-    starts = torch.nonzero(position_ids[0] == 0).flatten()
-    borders = torch.cat([starts, starts.new_tensor([position_ids.shape[1]])]).to(torch.int32)  # [documents + 1]
-    longest = int(borders.diff().max())
-    return {
-        "input_ids": batch.input_ids.reshape(1, -1),
-        "position_ids": position_ids,
-        "cu_seq_lens_q": borders,
-        "cu_seq_lens_k": borders,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
+    return "flash_attention_2" if config.model.use_fast_kernels and flash_runs else asked

@@ -6,7 +6,6 @@ Hugging Face folder, from random initialisation or from a checkpoint alike.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -14,20 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ds_recipes.config.schema import OptimizerConfig
 from ds_recipes.models.loss_head import install_loss_head
-from ds_recipes.models.skeleton import parameter_shapes
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """The optimizer's own numbers. Learning rates come from the loop, step by step."""
-
-    type: str  # adamw or sgd
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    momentum: float
 
 
 class _Shards(deepspeed.zero.Init):  # type: ignore[misc]
@@ -63,7 +50,7 @@ def shard_model(model: PreTrainedModel, ds_json: Mapping[str, Any], activation_c
     _Shards(module=model, config_dict_or_path=dict(ds_json))
 
 
-def make_optimizer(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], settings: OptimizerConfig) -> torch.optim.Optimizer:
     """torch's fused AdamW, or SGD, with weight decay on matrices only (biases and norms have one dimension).
 
     The same class serves with and without CPU offload: it needs no compiler, and the mathematics stay the same.
@@ -76,9 +63,9 @@ def make_optimizer(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]
         for parameters, decay in ((decayed, settings.weight_decay), (others, 0.0))
         if parameters
     ]
-    if settings.type == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True)
+    if settings.optimizer_type == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=settings.sgd_momentum)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(settings.adam_beta1, settings.adam_beta2), eps=settings.adam_eps, fused=True)
 
 
 def start_deepspeed(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ds_json: Mapping[str, Any]) -> Any:
@@ -91,10 +78,3 @@ def start_deepspeed(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ds
     for (module, name), buffer in buffers.items():
         module._buffers[name] = buffer.to(engine.device)
     return engine
-
-
-def full_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, before and after sharding (ZeRO-3 leaves empty tensors behind)."""
-    return {
-        name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in model.named_parameters()
-    } or parameter_shapes(model)

@@ -8,11 +8,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ds_recipes.config.plan import Plan
+from ds_recipes.config.schema import OptimizerConfig
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.base import Engine, Shard, StepResult
-from ds_recipes.engine.zero3.build import OptimizerSettings, full_shapes, make_optimizer, shard_model, start_deepspeed
+from ds_recipes.engine.inputs import model_inputs
+from ds_recipes.engine.zero3.build import make_optimizer, shard_model, start_deepspeed
 from ds_recipes.engine.zero3.local_state import LocalState
-from ds_recipes.models.attention import model_inputs
+from ds_recipes.models.skeleton import parameter_shapes
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
 
@@ -26,16 +28,17 @@ class Zero3Engine(Engine):
         world: World,
         plan: Plan,
         ds_json: dict[str, Any],
-        optimizer: OptimizerSettings,
+        optimizer: OptimizerConfig,
         activation_checkpointing: bool,
     ) -> None:
         self._world = world
         self._micro_steps = plan.micro_steps
         self._micro_steps_done = 0
         self._attention = skeleton.config._attn_implementation
+        shapes = parameter_shapes(skeleton)
         shard_model(skeleton, ds_json, activation_checkpointing)
         self.model = skeleton
-        torch_optimizer = make_optimizer(skeleton, full_shapes(skeleton), optimizer)
+        torch_optimizer = make_optimizer(skeleton, shapes, optimizer)
         self._deepspeed = start_deepspeed(skeleton, torch_optimizer, ds_json)
         self._zero = self._deepspeed.optimizer
         names = {id(parameter): name for name, parameter in skeleton.named_parameters()}

@@ -1,0 +1,58 @@
+"""The one place where a run's `engine` setting becomes an engine."""
+
+import torch
+
+from ds_recipes.config.ds_config import effective_ds_config
+from ds_recipes.config.plan import Plan
+from ds_recipes.config.schema import Config
+from ds_recipes.data.batch import one_document
+from ds_recipes.engine.base import Engine
+from ds_recipes.errors import InputError
+from ds_recipes.models.attention import choose_attention
+from ds_recipes.models.load import ModelSource
+from ds_recipes.models.skeleton import DTYPES
+from ds_recipes.world.group import World
+
+HEAD_CHECK_TOKENS = 8
+HEAD_CHECK_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
+
+
+def create_engine(config: Config, plan: Plan, source: ModelSource, world: World) -> Engine:
+    """Build the sharded model and its optimizer; the weights have no values until `load_shards`. Every rank must call it.
+
+    Raises:
+        InputError: the model cannot be built.
+    """
+    from ds_recipes.engine.zero3.step import Zero3Engine
+
+    attention = choose_attention(config, world.device)
+    skeleton = world.check("model", lambda: source.skeleton(DTYPES[config.run.precision], attention, world.device))
+    return Zero3Engine(
+        skeleton,
+        world,
+        plan,
+        effective_ds_config(config, plan),
+        config.optimizer,
+        config.run.activation_checkpointing,
+    )
+
+
+def check_loss_head(engine: Engine, vocabulary_size: int, precision: str) -> None:
+    """Compare the loss that training minimises with the loss of the model's own logits on a few tokens.
+
+    A model that changes its logits after the head in a way we do not know would train on a wrong loss without a word.
+    Every rank must call it, and gets the same verdict.
+
+    Raises:
+        InputError: the two differ.
+    """
+    input_ids = torch.arange(HEAD_CHECK_TOKENS)[None] % vocabulary_size  # [1, tokens]
+    batch = one_document(input_ids)
+    ours, targets = engine.evaluate(batch)
+    logits = engine.logits(input_ids)[0, :-1]  # [tokens - 1, vocabulary]
+    theirs = torch.nn.functional.cross_entropy(logits, batch.target_ids.to(logits.device), reduction="sum")
+    if abs(float(ours) - float(theirs)) > HEAD_CHECK_TOLERANCE[precision] * targets:
+        raise InputError(
+            f"this model changes its logits after the head in a way that is not supported: its own forward gives a loss "
+            f"of {float(theirs) / targets:.5f} a token where training would minimise {float(ours) / targets:.5f}"
+        )
