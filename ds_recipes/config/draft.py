@@ -78,7 +78,7 @@ class Draft:
             except ValueError as error:
                 self.fail(f"{where} {error}", name)
                 continue
-            if self.origins[name] == DEFAULT:
+            if self.origins[name] == DEFAULT or self.values[name] is None:
                 self.values[name], self.origins[name], keys[name] = value, path, f"{binding.key} is {binding.shown}"
             elif self.values[name] != value and name in keys:
                 self.fail(f"{where} is {binding.shown}, but {keys[name]} in the same file. Make them equal.", name)

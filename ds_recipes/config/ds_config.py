@@ -1,5 +1,6 @@
 """The JSON that DeepSpeed gets: the user's own, with "auto" filled from the run."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,17 +39,21 @@ def effective_ds_config(config: Config, plan: Plan) -> dict[str, Any]:
     """
     tree = DEFAULT_TREE if config.ds is None else config.ds.tree
     passed = _passed_through(tree, TOP)
-    return EXACT_GRADIENTS | passed | {
-        "train_batch_size": plan.global_rows,
-        "train_micro_batch_size_per_gpu": plan.rows_per_rank,
-        "gradient_accumulation_steps": plan.micro_steps,
-        "gradient_clipping": config.optimizer.max_grad_norm,
-        "bf16": {"enabled": config.run.precision == "bf16"},
-        "zero_optimization": {"stage": 3} | passed.get("zero_optimization", {}),
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": NEVER_PRINT,
-    }
+    return (
+        copy.deepcopy(EXACT_GRADIENTS)
+        | passed
+        | {
+            "train_batch_size": plan.global_rows,
+            "train_micro_batch_size_per_gpu": plan.rows_per_rank,
+            "gradient_accumulation_steps": plan.micro_steps,
+            "gradient_clipping": config.optimizer.max_grad_norm,
+            "bf16": {"enabled": config.run.precision == "bf16"},
+            "zero_optimization": {"stage": 3} | passed.get("zero_optimization", {}),
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": NEVER_PRINT,
+        }
+    )
 
 
 def _passed_through(tree: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:

@@ -90,16 +90,20 @@ def _micro_steps(config: Config, world_size: int) -> int:
 
 def _remedy(config: Config, world_size: int) -> str:
     """What to set so that it divides: the nearest global batch sizes, and batch sizes a rank that fit this one."""
-    wanted, rows = config.run.global_batch_size or 0, config.run.batch_size_training * world_size
-    below = wanted // rows * rows
-    nearest = f"{below} or {below + rows}" if below else f"{rows}"
-    remedy = f"Set global_batch_size to {nearest}"
+    wanted, size = config.run.global_batch_size or 0, config.run.batch_size_training
+    multiples = [wanted // (size * world_size) * size * world_size]
+    multiples.append(multiples[0] + size * world_size)
+    remedy = f"Set global_batch_size to {_either(multiples)}"
     if wanted % world_size == 0:
         share = wanted // world_size
-        fitting = [size for size in range(1, share + 1) if share % size == 0]
-        fitting.sort(key=lambda size: abs(size - config.run.batch_size_training))
-        remedy += f", or batch_size_training to {' or '.join(str(size) for size in sorted(fitting[:2]))}"
+        fitting = [other for other in range(1, share + 1) if share % other == 0]
+        below, above = [other for other in fitting if other < size], [other for other in fitting if other > size]
+        remedy += f", or batch_size_training to {_either(below[-1:] + above[:1])}"
     return f"{remedy}."
+
+
+def _either(sizes: list[int]) -> str:
+    return " or ".join(str(size) for size in sizes if size)
 
 
 def _product(config: Config, world_size: int) -> str:

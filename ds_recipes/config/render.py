@@ -53,7 +53,7 @@ def to_yaml(config: Config) -> str:
         for item in fields(group):
             lines += [f"# {line}" for line in textwrap.wrap(_sentence(item), WIDTH - 2)]
             origin = config.origins.get(item.name, "default")
-            comment = "" if origin == "default" else f"  # {origin}"
+            comment = "" if origin == "default" else f"  # {_printable(origin)}"
             lines.append(f"{item.name}: {_yaml_value(item, values[item.name])}{comment}")
     return "\n".join(lines) + "\n"
 
@@ -117,6 +117,10 @@ def _other_flags() -> Iterator[tuple[str, str]]:
     )
     for name, doc in LAUNCHER_FLAGS.items():
         yield f"--{name}", doc
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _yaml_value(item: Field[Any], value: Any) -> str:

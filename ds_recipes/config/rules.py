@@ -76,11 +76,15 @@ def _phases(draft: Draft) -> Iterator[str]:
     """The phases that conflict whatever the length of the run; a plan checks the others."""
     warmup, decay, style = (draft.values[name] for name in ("lr_warmup", "lr_decay", "lr_decay_style"))
     decay = decay or (0.1 if style == "wsd" else 1.0)
-    if style in ("cosine", "linear") and 1 not in (warmup, decay) and (warmup > 1) == (decay > 1) and warmup >= decay:
+    if (warmup > 1) != (decay > 1):
+        return
+    if style in ("cosine", "linear") and warmup >= decay:
         yield (
-            f"{draft.describe('lr_warmup')}, but {draft.describe('lr_decay')}. Both are counted from the start of the run: "
-            "set lr_decay above lr_warmup."
+            f"{draft.describe('lr_warmup')}, but the decay ends at {decay} (lr_decay). Both are counted from the start of the "
+            "run: set lr_decay above lr_warmup."
         )
+    if style == "wsd" and decay <= 1 < warmup + decay:
+        yield f"lr_warmup {warmup} and lr_decay {decay} are fractions of the run and sum to more than 1. Set one to less."
 
 
 def _optimizer(draft: Draft) -> Iterator[str]:

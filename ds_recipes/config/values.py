@@ -41,6 +41,8 @@ def parse(item: Field[Any], text: str) -> Any:
     """
     if is_optional(item) and text.strip().lower() in NONE_WORDS:
         return None
+    if not text.strip():
+        raise ValueError("is empty")
     kind = base_type(item)
     if kind is bool:
         return _parse_bool(text)
@@ -50,8 +52,6 @@ def parse(item: Field[Any], text: str) -> Any:
         return check_limits(item, _parse_int(text))
     if kind is float:
         return check_limits(item, _parse_float(text))
-    if not text.strip():
-        raise ValueError("is empty")
     return check_limits(item, text)
 
 

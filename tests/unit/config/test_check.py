@@ -1,0 +1,105 @@
+"""Files that cannot be used are named before anything heavy is loaded, with what to do."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ds_recipes.config.check import check_inputs, is_folder_name
+from ds_recipes.config.load import load_config
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, a tokenizer, data and a run folder, all fine."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "tokenizer", "data", "run"):
+        Path(name).mkdir()
+    Path("model/config.json").write_text(json.dumps({"max_position_embeddings": 2048}))
+    Path("tokenizer/tokenizer.json").write_text("{}")
+    Path("data/train.jsonl").write_text('{"text": "a"}\n')
+    return tmp_path
+
+
+def problems(**changes: str) -> list[str]:
+    settings = {
+        "model_name": "./model",
+        "tokenizer_name": "./tokenizer",
+        "train_data": "data/train.jsonl",
+        "save_checkpoint_path": "run",
+    } | changes
+    return check_inputs(load_config([f"--{name}={value}" for name, value in settings.items() if value]))
+
+
+def test_what_is_fine_gives_no_problem(here: Path) -> None:
+    assert problems() == []
+    assert problems(model_name="owner/name", tokenizer_name="owner/name") == []
+    assert problems(save_checkpoint_path="new/run/folder", load_checkpoint_path="run") == []
+    assert problems(model_name="", model_config="model/config.json") == []
+
+
+CASES = {
+    ("train_data", "data/trian.jsonl"): (
+        "--train_data data/trian.jsonl (command line): there is no such file; did you mean data/train.jsonl?"
+    ),
+    ("train_data", "date/train.jsonl"): (
+        "--train_data date/train.jsonl (command line): there is no such file (date does not exist)"
+    ),
+    ("train_data", "data"): (
+        "--train_data data (command line): is a folder; name the files in it, such as data/train.jsonl"
+    ),
+    ("validation_data", "empty"): "--validation_data empty (command line): the file is empty",
+    ("model_name", "./modle"): "--model_name ./modle (command line): there is no such folder; did you mean model?",
+    ("model_name", "data"): "--model_name data (command line): no config.json in this folder",
+    (
+        "model_name",
+        "./empty",
+    ): "--model_name ./empty (command line): is a file; name the folder with config.json and safetensors files",
+    ("model_name", "broken"): (
+        "--model_name broken (command line): broken/config.json cannot be read as JSON: Expecting value: line 1 column 1 (char 0)"
+    ),
+    ("tokenizer_name", "./nowhere"): "--tokenizer_name ./nowhere (command line): there is no such folder",
+    ("tokenizer_name", "data"): (
+        "--tokenizer_name data (command line): no tokenizer in this folder (tokenizer.json, tokenizer_config.json or "
+        "tokenizer.model)"
+    ),
+    ("context_size", "4096"): (
+        "context_size is 4096 (command line), but the model has 2048 positions (max_position_embeddings in "
+        "model/config.json). Set context_size to 2048 at most."
+    ),
+    ("save_checkpoint_path", "empty"): (
+        "--save_checkpoint_path empty (command line): empty is a file; name a folder, which is made if it is missing"
+    ),
+    ("save_checkpoint_path", "empty/run"): (
+        "--save_checkpoint_path empty/run (command line): empty is a file; name a folder, which is made if it is missing"
+    ),
+    ("load_checkpoint_path", "gone"): "--load_checkpoint_path gone (command line): there is no such folder",
+    ("load_checkpoint_path", "empty"): "--load_checkpoint_path empty (command line): is a file; name a run folder",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_what_cannot_be_used_is_one_line(name: str, value: str, here: Path) -> None:
+    Path("empty").touch()
+    Path("broken").mkdir()
+    Path("broken/config.json").touch()
+    assert problems(**{name: value}) == [CASES[name, value]]
+
+
+def test_all_files_are_reported_at_once(here: Path) -> None:
+    assert len(problems(train_data="a", model_name="./b", tokenizer_name="./c", load_checkpoint_path="d")) == 4
+
+
+def test_a_path_from_a_run_file_is_reported_with_its_line(here: Path) -> None:
+    Path("run.yaml").write_text("model_name: ./model\nsave_checkpoint_path: run\ntrain_data: [data/train.jsonl, b]\n")
+    assert check_inputs(load_config(["--config", "run.yaml"])) == ["run.yaml:3: train_data b: there is no such file"]
+
+
+def test_a_config_of_another_kind_of_model_says_nothing_about_positions(here: Path) -> None:
+    Path("model/config.json").write_text(json.dumps({"model_type": "mamba"}))
+    assert problems(context_size="100000") == []
+
+
+def test_folders_and_hub_ids(here: Path) -> None:
+    assert [name for name in ("model", "./x", "../x", "/x", "~/x", "a/b/c", "x/") if not is_folder_name(name)] == []
+    assert [name for name in ("gpt2", "owner/name", "owner/name.v1") if is_folder_name(name)] == []
