@@ -20,7 +20,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from ds_recipes.errors import InputError
 from ds_recipes.models.skeleton import parameter_shapes, tied_names
-from ds_recipes.ranges import HfFolderReader
+from ds_recipes.ranges import HfFolder
 
 KEPT_ELEMENTS = 1 << 18
 """Made tensors up to this size are kept: engines come back for the small ones (norms, biases) in a second pass."""
@@ -131,13 +131,12 @@ class FolderWeights:
         self._skeleton = skeleton
         self._shapes = parameter_shapes(skeleton)
         self._conversions = get_model_conversion_mapping(skeleton)
-        plain, self._sources = self._plan()
-        self._plain = HfFolderReader(folder, names=plain)
-        self._plain_names = plain
-        for name in plain:
-            if self._plain.shape(name) != self._shapes[name]:
+        self._files = HfFolder(folder)
+        self._plain, self._sources = self._plan()
+        for name, file_name in self._plain.items():
+            if self._files.shape(file_name) != self._shapes[name]:
                 raise InputError(
-                    f"{folder}: {plain[name]} has shape {list(self._plain.shape(name))}, but the model of config.json "
+                    f"{folder}: {file_name} has shape {list(self._files.shape(file_name))}, but the model of config.json "
                     f"needs {list(self._shapes[name])}. The weights and config.json do not belong together."
                 )
         self._made = MadeWeights({name: self._shapes[name] for name in self._sources}, self._convert)
@@ -150,7 +149,7 @@ class FolderWeights:
         aliases = tied_names(self._skeleton)
         plain: dict[str, str] = {}
         sources: dict[str, list[str]] = {}
-        for file_name in HfFolderReader.tensor_names(self._folder):
+        for file_name in self._files.names:
             renamed, pattern = rename_source_key(file_name, renamings, converters, self._skeleton.base_model_prefix, meta)
             if renamed not in meta and file_name in meta:
                 renamed, pattern = file_name, None
@@ -197,7 +196,7 @@ class FolderWeights:
         return made
 
     def _open(self, file_name: str) -> Any:
-        with safe_open(HfFolderReader.file_of(self._folder, file_name), framework="pt") as file:
+        with safe_open(self._files.file_of[file_name].path, framework="pt") as file:
             return file.get_slice(file_name)
 
     @property
@@ -212,7 +211,7 @@ class FolderWeights:
 
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened parameter into `out`."""
-        if name in self._plain_names:
-            self._plain.read_into(kind, name, start, out)
+        if name in self._plain:
+            self._files.read_into(self._plain[name], start, out)
         else:
             self._made.read_into(kind, name, start, out)

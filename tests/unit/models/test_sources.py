@@ -1,0 +1,140 @@
+"""Initial weights as ranges: equal to what transformers itself loads or draws, whatever the split into ranks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from ds_recipes.errors import InputError
+from ds_recipes.models.skeleton import build_skeleton, parameter_shapes, tied_names
+from ds_recipes.models.sources import FolderWeights, random_weights
+from tests.unit.models.tiny import CONFIGS, tiny_model
+
+CPU = torch.device("cpu")
+FAMILIES = sorted(CONFIGS)
+
+
+def skeleton(family: str):
+    return build_skeleton(CONFIGS[family], torch.float32, "eager", CPU, False)
+
+
+def read_all(reader, shapes, ranks: int) -> dict[str, torch.Tensor]:
+    """Every parameter, each rank reading its even slice of the flattened tensor."""
+    full = {}
+    for name, shape in shapes.items():
+        numel = torch.Size(shape).numel()
+        share = -(-numel // ranks)
+        slices = []
+        for rank in range(ranks):
+            out = torch.empty(max(0, min(share, numel - rank * share)))
+            reader.read_into("fp32", name, rank * share, out)
+            slices.append(out)
+        full[name] = torch.cat(slices).reshape(shape)
+    return full
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_folder_reads_as_transformers_loads_it(tmp_path, family, ranks):
+    """Mixtral's experts are fused on loading, so its folder holds other names and shapes than the model."""
+    tiny_model(family).save_pretrained(tmp_path, max_shard_size="60KB")
+    expected = dict(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).named_parameters())
+    model = skeleton(family)
+    loaded = read_all(FolderWeights(model, tmp_path), parameter_shapes(model), ranks)
+    assert loaded.keys() == expected.keys()
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, expected[name]), name
+    assert all(parameter.is_meta for parameter in model.parameters()), "the reader kept whole tensors"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_weights_do_not_depend_on_the_split_and_look_like_the_models_own(family):
+    model = skeleton(family)
+    shapes = parameter_shapes(model)
+    one, three = (read_all(random_weights(skeleton(family), 5, CPU), shapes, ranks) for ranks in (1, 3))
+    other_seed = read_all(random_weights(skeleton(family), 6, CPU), shapes, 1)
+    torch.manual_seed(0)
+    reference = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=torch.float32, attn_implementation="eager")
+    for name, own in reference.named_parameters():
+        assert torch.equal(one[name], three[name]), name
+        assert one[name].std() == pytest.approx(own.std().item(), rel=0.25, abs=1e-8), name
+        assert one[name].mean() == pytest.approx(own.mean().item(), abs=0.1 * own.std().item() + 1e-3), name
+    matrices = [name for name, tensor in one.items() if tensor.ndim >= 2]
+    assert all(not torch.equal(one[name], other_seed[name]) for name in matrices)
+
+
+def test_two_layers_do_not_get_the_same_random_weights():
+    weights = read_all(random_weights(skeleton("llama"), 5, CPU), parameter_shapes(skeleton("llama")), 1)
+    first, second = (weights[f"model.layers.{layer}.mlp.up_proj.weight"] for layer in (0, 1))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_skeletons_buffers_are_the_models_own(family):
+    reference = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=torch.float32, attn_implementation="eager")
+    buffers = dict(skeleton(family).named_buffers())
+    for name, buffer in reference.named_buffers():
+        assert torch.equal(buffers[name], buffer), name
+        assert buffers[name].dtype == buffer.dtype, name
+
+
+def test_rotary_frequencies_stay_float32_in_a_bfloat16_skeleton():
+    model = build_skeleton(CONFIGS["llama"], torch.bfloat16, "sdpa", CPU, False)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert dict(model.named_buffers())["model.rotary_emb.inv_freq"].dtype == torch.float32
+
+
+def test_tied_names_name_the_head_by_the_embedding():
+    assert tied_names(skeleton("llama_tied")) == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert tied_names(skeleton("llama")) == {}
+
+
+def _rewrite(folder: Path, change) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_base_models_folder_without_the_prefix_is_read(tmp_path):
+    tiny_model("gpt2").save_pretrained(tmp_path)
+    _rewrite(tmp_path, lambda tensors: {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()})
+    model = skeleton("gpt2")
+    loaded = read_all(FolderWeights(model, tmp_path), parameter_shapes(model), 2)
+    assert torch.equal(loaded["transformer.wte.weight"], dict(tiny_model("gpt2").named_parameters())["transformer.wte.weight"])
+
+
+def test_a_tied_folder_that_holds_only_the_head_is_read(tmp_path):
+    tiny_model("llama_tied").save_pretrained(tmp_path)
+    _rewrite(tmp_path, lambda tensors: {"lm_head.weight" if "embed" in name else name: t for name, t in tensors.items()})
+    model = skeleton("llama_tied")
+    assert "model.embed_tokens.weight" in read_all(FolderWeights(model, tmp_path), parameter_shapes(model), 2)
+
+
+def test_a_folder_without_one_parameter_is_refused_by_name(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    _rewrite(tmp_path, lambda tensors: {name: t for name, t in tensors.items() if name != "model.layers.1.mlp.up_proj.weight"})
+    with pytest.raises(InputError, match=r"holds no weights for 1 of the model's \d+ parameters.*model.layers.1.mlp.up_proj.weight"):
+        FolderWeights(skeleton("llama"), tmp_path)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(InputError, match="do not belong together"):
+        changed = CONFIGS["llama"].__class__(**{**config, "intermediate_size": 64})
+        FolderWeights(build_skeleton(changed, torch.float32, "eager", CPU, False), tmp_path)
+
+
+def test_a_router_loss_is_refused():
+    config = CONFIGS["mixtral"].__class__(**{**CONFIGS["mixtral"].to_dict(), "output_router_logits": True})
+    with pytest.raises(InputError, match="output_router_logits"):
+        build_skeleton(config, torch.float32, "eager", CPU, False)
+
+
+def test_a_model_without_sdpa_says_what_to_set():
+    with pytest.raises(InputError, match="--attn_implementation eager"):
+        build_skeleton(CONFIGS["gemma2"], torch.float32, "sdpa", CPU, False)
