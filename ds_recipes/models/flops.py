@@ -71,7 +71,9 @@ def _used_parameters(skeleton: nn.Module, config: PretrainedConfig) -> Iterator[
         if isinstance(module, nn.Embedding):
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            assert parameter.numel() > 0, f"{module_name}.{name} is empty: count flops before an engine shards the model"
+            assert parameter.numel() > 0, (
+                f"{module_name}.{name} is empty: count flops before an engine shards the model"
+            )
             in_experts = "experts" in module_name.split(".")
             stacked_bias = in_experts and name.endswith("bias")
             if parameter.dim() >= 2 and not stacked_bias:

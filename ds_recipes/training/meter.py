@@ -33,7 +33,7 @@ def peak_flops(device_name: str | None, precision: str) -> float | None:
     return next((flops for name, flops in PEAK_BF16_FLOPS if name in device_name), None)
 
 
-class StepMeter:
+class Meter:
     """Times the optimizer steps of one rank; what lies between two steps (evaluation, saving) is not counted.
 
     Calls go around each step: `start_step`, `data_ready`, `end_step`; `read` gives the means since the last `read`.
@@ -53,6 +53,7 @@ class StepMeter:
         self._peak_flops_per_rank = peak_flops_per_rank
         self._clock = clock
         self._started = clock()
+        self.longest_step_seconds = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -68,7 +69,9 @@ class StepMeter:
 
     def end_step(self, tokens: int) -> None:
         """The update is done. `tokens`: those of the step without padding, all ranks together."""
-        self._step_seconds += self._clock() - self._started
+        seconds = self._clock() - self._started
+        self.longest_step_seconds = max(self.longest_step_seconds, seconds)
+        self._step_seconds += seconds
         self._steps += 1
         self._tokens += tokens
 

@@ -83,7 +83,9 @@ def test_documents_cost_less_than_a_row_and_a_single_one_about_half_of_its_atten
 
 def test_windows_follow_the_layer_types() -> None:
     types = ["sliding_attention", "full_attention", "sliding_attention"]
-    flops = count_flops(skeleton_of("gemma3_text", head_dim=16, num_key_value_heads=2, layer_types=types, sliding_window=32))
+    flops = count_flops(
+        skeleton_of("gemma3_text", head_dim=16, num_key_value_heads=2, layer_types=types, sliding_window=32)
+    )
     assert flops.attention_windows == (32, None, 32)
 
 

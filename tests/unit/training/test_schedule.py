@@ -27,7 +27,10 @@ def test_the_rate_is_positive_bounded_and_at_its_peak_after_the_warm_up(style: s
     assert all(rate >= plan.lr_min for rate in rates[plan.warmup_steps :])
     assert rates[plan.warmup_steps] == plan.lr
     assert all(earlier < later for earlier, later in zip(rates[: plan.warmup_steps], rates[1:], strict=False))
-    assert all(earlier >= later for earlier, later in zip(rates[plan.warmup_steps :], rates[plan.warmup_steps + 1 :], strict=False))
+    assert all(
+        earlier >= later
+        for earlier, later in zip(rates[plan.warmup_steps :], rates[plan.warmup_steps + 1 :], strict=False)
+    )
 
 
 @pytest.mark.parametrize("style", STYLES)

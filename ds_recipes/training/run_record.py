@@ -1,0 +1,139 @@
+"""run.json, run.yaml and ds_config.json: what ran, with which settings and versions, and how each launch ended.
+
+run.json says `running` from a launch's first second. A launch that is killed cannot say more, so whoever waits for it
+takes anything but its own id with `complete` or `stopped` as a failure. A job script gives the id in the environment
+variable DS_RECIPES_LAUNCH; without one an id is made.
+"""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ds_recipes.config.render import to_yaml
+from ds_recipes.config.schema import Config
+
+LAUNCH_VARIABLE = "DS_RECIPES_LAUNCH"
+PACKAGES = ("ds-recipes", "torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "mpi4py", "wandb")
+GIT_SECONDS = 5
+
+
+class RunRecord:
+    """This launch's entry in run.json. Rank 0 alone has one."""
+
+    def __init__(self, run_folder: Path, config: Config, world_size: int, hosts: Sequence[str]) -> None:
+        """Write `run.yaml`, and `run.json` with this launch as running.
+
+        Raises:
+            OSError: the run folder cannot be written.
+        """
+        self._folder = run_folder
+        self.launch = os.environ.get(LAUNCH_VARIABLE) or uuid.uuid4().hex[:12]
+        run_folder.mkdir(parents=True, exist_ok=True)
+        earlier = [_ended(launch) for launch in _launches(run_folder / "run.json")]
+        self._entry: dict[str, Any] = {
+            "launch": self.launch,
+            "state": "running",
+            "reason": None,
+            "started": _now(),
+            "ended": None,
+            "first_step": None,
+            "last_step": None,
+            "command": sys.orig_argv,
+            "world_size": world_size,
+            "hosts": list(hosts) or [socket.gethostname()],
+            "versions": versions(),
+            "git": git_state(Path(__file__).parent),
+        }
+        self._launches = [*earlier, self._entry]
+        replace_text(run_folder / "run.yaml", to_yaml(config))
+        self._write()
+
+    def continues_from(self, step: int) -> None:
+        """Record the step that this launch begins after."""
+        self._entry["first_step"] = self._entry["last_step"] = step
+        self._write()
+
+    def write_ds_config(self, effective: Mapping[str, Any]) -> None:
+        """Write the dictionary that DeepSpeed was given to `ds_config.json`."""
+        replace_text(self._folder / "ds_config.json", json.dumps(effective, indent=2) + "\n")
+
+    def finish(self, state: str, reason: str, step: int) -> None:
+        """Record how this launch ended: complete, stopped or failed, after `step` steps."""
+        assert state in ("complete", "stopped", "failed")
+        self._entry |= {"state": state, "reason": reason, "ended": _now(), "last_step": step}
+        self._write()
+
+    def _write(self) -> None:
+        latest = {name: self._entry[name] for name in ("launch", "state", "reason")}
+        replace_text(self._folder / "run.json", json.dumps(latest | {"launches": self._launches}, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill at any moment, finds the old text or the new one, never a part."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide about the result; those that are missing are left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit and cleanness of the work tree that tracks this code; None if it is installed without one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _launches(path: Path) -> list[dict[str, Any]]:
+    """The launches that run.json holds; a file that cannot be read holds none, and is kept beside the new one."""
+    try:
+        launches: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["launches"]
+        return launches
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError):
+        path.replace(path.with_name("run.json.damaged"))
+        return []
+
+
+def _ended(launch: dict[str, Any]) -> dict[str, Any]:
+    """An earlier launch that still says running was killed before it could say otherwise."""
+    if launch.get("state") != "running":
+        return launch
+    return launch | {"state": "failed", "reason": "ended without a word (killed, or its host went down)"}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,74 @@
+"""What a tracker is, and the names that it is given."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+METRIC_NAMES = (
+    "step",
+    "loss",  # nats a target token, mean over the whole step
+    "perplexity",
+    "lr",
+    "grad_norm",  # before clipping
+    "tokens",  # cumulative, all ranks, without padding
+    "target_tokens",  # cumulative, all ranks
+    "samples",  # documents, cumulative, all ranks
+    "tokens_per_sec",  # all ranks, without padding
+    "tokens_per_sec_per_rank",
+    "mfu",
+    "step_seconds",
+    "data_seconds",
+    "memory_gib",
+    "epoch",
+    "data_hash",  # rolling hash of the rows taken so far
+)
+"""The fields of a line of metrics.jsonl. Anything else that is logged with a step is a norm of the optimizer's state."""
+
+PANELS = {
+    "loss": "training/loss",
+    "perplexity": "training/perplexity",
+    "tokens": "training/tokens",
+    "target_tokens": "training/target_tokens",
+    "samples": "training/samples",
+    "lr": "optimizer/lr",
+    "grad_norm": "optimizer/grad_norm",
+    "tokens_per_sec": "stats/tokens_per_sec",
+    "tokens_per_sec_per_rank": "stats/tokens_per_sec_per_gpu",
+    "mfu": "stats/mfu",
+    "step_seconds": "stats/1_iteration_time",
+    "data_seconds": "stats/data_time",
+    "memory_gib": "stats/memory_gib",
+    "step": "utils/step",
+    "epoch": "utils/epoch",
+    "eval_loss": "evaluation/val_loss",
+    "eval_perplexity": "evaluation/val_ppl",
+}
+"""Names on wandb and TensorBoard: those of kotoba-recipes, so that old and new runs share their panels."""
+
+
+def panel_values(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among `metrics` by their panel's name; norms of the optimizer's state go to its group."""
+    return {
+        PANELS.get(name, f"{'evaluation' if name.startswith('eval_') else 'optimizer'}/{name}"): value
+        for name, value in metrics.items()
+        if isinstance(value, int | float)
+    }
+
+
+class Tracker(ABC):
+    """Somewhere that a run's metrics go to. Lives on rank 0."""
+
+    @abstractmethod
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Take a training step's metrics (`METRIC_NAMES`) and, where they were computed, the state's norms."""
+
+    @abstractmethod
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Take the results of an evaluation after `step`: names that start with eval_."""
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Take something that happened: a save, a signal, a skipped step, a fault. Most trackers have no place for it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Write what is left. Nothing is logged afterwards."""

@@ -1,0 +1,100 @@
+"""The run folder's own record: metrics.jsonl, state_norms.jsonl and events.jsonl.
+
+A line is on its way to the file system when the call returns, so a killed run keeps it. A float is written with as
+many digits as tell it from every other; a number that is not finite becomes null, which JSON can say.
+
+Starting again from step k removes the lines of later steps that an earlier launch wrote, from both files of metrics:
+those steps are trained again. The removal is itself an event; events.jsonl only ever grows.
+"""
+
+import json
+import math
+import os
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ds_recipes.errors import TrainingError
+from ds_recipes.training.trackers.base import METRIC_NAMES, Tracker
+
+
+class JsonLines:
+    """A file that grows by one JSON object a line. Several threads may write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+
+    def append(self, fields: Mapping[str, Any]) -> None:
+        """Write one line and flush it.
+
+        Raises:
+            TrainingError: the file cannot be written (disk full, quota, permission).
+        """
+        finite = {name: None if _is_not_finite(value) else value for name, value in fields.items()}
+        line = json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            with self._lock, self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise TrainingError(f"{self.path} cannot be written: {error.strerror}. Free some space there.") from error
+
+    def drop_after(self, step: int) -> int:
+        """Remove the lines of steps after `step`, and a last line that was cut off; return how many. All or nothing."""
+        if not self.path.exists():
+            return 0
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _is_step_until(step, line)]
+        if len(kept) < len(lines):
+            part = self.path.with_name(f".{self.path.name}.part")
+            with part.open("wb") as file:
+                file.writelines(kept)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path)
+        return len(lines) - len(kept)
+
+
+class MetricsFiles(Tracker):
+    """Writes the three files of the run folder."""
+
+    def __init__(self, run_folder: Path, launch: str, resume_step: int) -> None:
+        self._launch = launch
+        self._metrics = JsonLines(run_folder / "metrics.jsonl")
+        self._norms = JsonLines(run_folder / "state_norms.jsonl")
+        self._events = JsonLines(run_folder / "events.jsonl")
+        for file in (self._metrics, self._norms):
+            if removed := file.drop_after(resume_step):
+                self.event("metrics_removed", {"file": file.path.name, "after_step": resume_step, "lines": removed})
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write a line of metrics, and one of norms if there are any."""
+        self._metrics.append({"step": step} | {name: metrics[name] for name in METRIC_NAMES if name in metrics})
+        norms = {name: value for name, value in metrics.items() if name not in METRIC_NAMES}
+        if norms:
+            self._norms.append({"step": step} | norms)
+
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write a line of metrics that has `step` and the eval_ fields only."""
+        self._metrics.append({"step": step} | dict(metrics))
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Write a line of events.jsonl: time (UTC), launch, kind, and the event's own fields."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._events.append({"time": now, "launch": self._launch, "kind": kind} | dict(fields))
+
+    def close(self) -> None:
+        """Nothing is open between two lines."""
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _is_step_until(last: int, line: bytes) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= last) and line.endswith(b"\n")
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,35 @@
+"""TensorBoard files in RUN/tensorboard. The only file that imports tensorboard, and only when a run asks for it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ds_recipes.training.trackers.base import Tracker, panel_values
+
+
+class TensorBoardTracker(Tracker):
+    """Writes every number as a scalar under its panel's name."""
+
+    def __init__(self, run_folder: Path, resume_step: int) -> None:
+        """Steps after `resume_step` that an earlier launch wrote are hidden by TensorBoard. Runs in the tracker's thread.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(run_folder / "tensorboard", purge_step=resume_step + 1)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write a step's numbers."""
+        for name, value in panel_values(metrics).items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write an evaluation's numbers."""
+        self.log(step, metrics)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
