@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 
-class _BadContentError(ValueError):
-    """The JSON parses, but says something twice or says no number."""
-
-
 def read_json(path: str) -> Mapping[str, Any]:
     """Read a JSON object: no comments, no second key of the same name, no NaN.
 
@@ -29,10 +25,8 @@ def read_json(path: str) -> Mapping[str, Any]:
         tree = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON: {_explain(text, error)}") from None
-    except _BadContentError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
-    except RecursionError:
-        raise ValueError(f"{path}: nested too deeply") from None
     if isinstance(tree, dict):
         return tree
     raise ValueError(f"{path}: must hold an object, {{...}}")
@@ -43,12 +37,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(tree) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _BadContentError(f"{twice} stands twice in one object")
+        raise ValueError(f"{twice} stands twice in one object")
     return tree
 
 
 def _refuse_constant(word: str) -> NoReturn:
-    raise _BadContentError(f"{word} is not a number that can be used")
+    raise ValueError(f"{word} is not a number that can be used")
 
 
 def _explain(text: str, error: json.JSONDecodeError) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from ds_recipes.config.schema import GROUPS, Config, Limits, values_of
+from ds_recipes.config.schema import GROUPS, Config, values_of
 from ds_recipes.config.seed_flags import DATASETS, LAUNCHER_FLAGS, SWITCHES
+from ds_recipes.config.setting import Limits
 from ds_recipes.config.values import FALSE_WORDS, NONE_WORDS, TRUE_WORDS, base_type, one_of, to_text
 
 KIND_WORDS = {bool: "true|false", int: "INTEGER", float: "NUMBER", str: "TEXT", tuple: "TEXT ..."}

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from ds_recipes.config.setting import setting
+
 CHANGES = (
     "data",
     "tokenizer",
@@ -22,37 +24,6 @@ CHANGES = (
     "optimizer",
 )
 """What a checkpoint records of its run's settings, and a continued run must not change unless `allow_change` names it."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a value must satisfy beyond its type. `above` and `below` exclude their bound, `least` includes it."""
-
-    choices: tuple[str, ...] = ()
-    least: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-
-def setting(
-    default: Any,
-    doc: str,
-    *,
-    unit: str = "",
-    choices: tuple[str, ...] = (),
-    least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    default_doc: str = "",
-) -> Any:
-    """Declare a documented dataclass field. `default_doc` says what an unset (None) value means."""
-    metadata = {
-        "doc": doc,
-        "unit": unit,
-        "limits": Limits(choices, least, above, below),
-        "default_doc": default_doc,
-    }
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import Field
 from decimal import Decimal, InvalidOperation
 from typing import Any, get_args
 
-from ds_recipes.config.schema import Limits
+from ds_recipes.config.setting import Limits
 
 COMMAND_LINE = "command line"  # the origin of a flag's value
 TRUE_WORDS = ("true", "yes", "on", "1")

@@ -9,7 +9,8 @@ import yaml
 
 from ds_recipes.config.load import load_config
 from ds_recipes.config.render import to_yaml
-from ds_recipes.config.schema import SETTINGS, Limits, values_of
+from ds_recipes.config.schema import SETTINGS, values_of
+from ds_recipes.config.setting import Limits
 from ds_recipes.config.values import base_type
 from ds_recipes.errors import ConfigError
 from tests.unit.config.settings import NEEDED, load, write_json
