@@ -195,6 +195,7 @@ SGD_PARAMS: dict[str, Rule] = {
     "nesterov": Only((False,), "it is not there: leave it out"),
 }
 
+# The shapes are DeepSpeed's; the steps are counted as the loop counts them, so no update is spent at a rate of 0.
 WARMUP_PARAMS: dict[str, Rule] = {
     "warmup_num_steps": Honoured("steps", "lr_warmup"),
     "warmup_type": Only(("linear",), 'the loop warms up linearly: write "linear"'),

@@ -104,10 +104,10 @@ def _checkpoints(draft: Draft) -> Iterator[str]:
 
 
 def _wandb(draft: Draft) -> Iterator[str]:
-    if draft.values["wandb_project"] is not None:
+    if draft.values["wandb_project"] is not None or draft.values["wandb_mode"] != "auto":
         return
-    for name in ("wandb_entity", "wandb_name", "wandb_mode"):
-        if draft.is_given(name) and draft.values[name] != "disabled":
+    for name in ("wandb_entity", "wandb_name"):
+        if draft.is_given(name):
             yield f"{draft.describe(name)} has no effect: wandb_project is not set. Name it with --wandb_project."
 
 

@@ -252,7 +252,11 @@ class LoggingConfig:
         10, "Log the norms of the optimizer's state every so many steps; 0 turns them off.", unit="steps", least=0
     )
     wandb_entity: str | None = setting(None, "wandb user or team.", default_doc="wandb's own default")
-    wandb_project: str | None = setting(None, "wandb project.", default_doc="nothing goes to wandb")
+    wandb_project: str | None = setting(
+        None,
+        "wandb project.",
+        default_doc="nothing goes to wandb, unless wandb_mode is online or offline: then ds_recipes",
+    )
     wandb_name: str | None = setting(None, "Name of the run in wandb.", default_doc="the run folder's name")
     wandb_mode: str = setting(
         "auto",
