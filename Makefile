@@ -1,0 +1,37 @@
+# make quickstart   train, validate, resume, export and generate on the embedded default (a few minutes on 2 cores)
+# make test         all tests that need no GPU
+# make check        format, lint, types and house rules
+# make setup        .venv and the embedded default; TORCH=keep|cpu|VERSION, PYTHON=python3.12
+# make test-all     the longer sweeps too
+# make gpu-test     tests that need a GPU, with the machine's own torch
+
+PYTHON ?= python3
+TORCH ?= keep
+BIN := .venv/bin
+
+.PHONY: quickstart test test-all check setup gpu-test clean
+
+quickstart: setup
+	$(BIN)/python tools/quickstart.py
+
+test: setup
+	$(BIN)/python -m pytest -m "not gpu and not slow" tests
+
+test-all: setup
+	$(BIN)/python -m pytest -m "not gpu" tests
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/house
+
+setup:
+	@$(PYTHON) tools/setup_environment.py --torch $(TORCH)
+
+# The machine's own Python: a GPU machine has its own torch, and .venv need not exist there.
+gpu-test:
+	$(PYTHON) -m pytest -m gpu tests/gpu
+
+clean:
+	rm -rf .venv embedded runs *.egg-info .mypy_cache .ruff_cache
