@@ -24,6 +24,7 @@ from ds_recipes.config.schema import Config
 LAUNCH_VARIABLE = "DS_RECIPES_LAUNCH"
 PACKAGES = ("ds-recipes", "torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "mpi4py", "wandb")
 GIT_SECONDS = 5
+LOST = {"state": "failed", "reason": "ended without a word (killed, or its host went down)"}
 
 
 class RunRecord:
@@ -38,7 +39,7 @@ class RunRecord:
         self._folder = run_folder
         self.launch = os.environ.get(LAUNCH_VARIABLE) or uuid.uuid4().hex[:12]
         run_folder.mkdir(parents=True, exist_ok=True)
-        earlier = [_ended(launch) for launch in _launches(run_folder / "run.json")]
+        earlier = _earlier_launches(run_folder / "run.json")
         self._entry: dict[str, Any] = {
             "launch": self.launch,
             "state": "running",
@@ -116,23 +117,19 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _launches(path: Path) -> list[dict[str, Any]]:
-    """The launches that run.json holds; a file that cannot be read holds none, and is kept beside the new one."""
+def _earlier_launches(path: Path) -> list[dict[str, Any]]:
+    """The launches that run.json holds; a file that cannot be read holds none, and is kept beside the new one.
+
+    One that still says running was killed before it could say otherwise.
+    """
     try:
-        launches: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["launches"]
-        return launches
+        launches = json.loads(path.read_text(encoding="utf-8"))["launches"]
+        return [launch | LOST if launch["state"] == "running" else launch for launch in launches]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError):
         path.replace(path.with_name("run.json.damaged"))
         return []
-
-
-def _ended(launch: dict[str, Any]) -> dict[str, Any]:
-    """An earlier launch that still says running was killed before it could say otherwise."""
-    if launch.get("state") != "running":
-        return launch
-    return launch | {"state": "failed", "reason": "ended without a word (killed, or its host went down)"}
 
 
 def _now() -> str:

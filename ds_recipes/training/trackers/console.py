@@ -4,7 +4,6 @@ A closed standard output (the reader of a pipe went away) silences this tracker 
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -12,6 +11,7 @@ from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from ds_recipes.training.trackers.base import Tracker
 
@@ -31,7 +31,7 @@ class Console(Tracker):
         self,
         total_steps: int,
         first_step: int,
-        stream: TextIO = sys.stdout,
+        stream: TextIO,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_steps, self._first_step = total_steps, first_step
@@ -40,8 +40,9 @@ class Console(Tracker):
         self._silent = False
         self._bar: Progress | None = None
         if stream.isatty():
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=RichConsole(file=stream), refresh_per_second=2)
+            numbers = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+            columns = (MofNCompleteColumn(), BarColumn(bar_width=12), TimeRemainingColumn(), numbers)
+            self._bar = Progress(*columns, console=RichConsole(file=stream), refresh_per_second=2, expand=True)
             self._task = self._bar.add_task("", total=total_steps, completed=first_step)
             self._guarded(self._bar.start)
 

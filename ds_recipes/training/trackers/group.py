@@ -47,7 +47,7 @@ class Trackers:
 
     def finish(self, state: str, reason: str) -> None:
         """The launch is over: `state` is complete, stopped or failed. Writes run.json, then closes the trackers."""
-        self.event(state, step=self._step, reason=reason)
+        self.event(state, step=self._step, message=reason)
         if self._record is not None:
             self._record.finish(state, reason, self._step)
         self.close()
@@ -89,7 +89,7 @@ def start_trackers(
     if world.rank != 0 or record is None:
         return Trackers([], None, resume_step)
     assert plan.total_steps is not None
-    console = Console(plan.total_steps, resume_step)
+    console = Console(plan.total_steps, resume_step, sys.stdout)
     files = MetricsFiles(run_folder, record.launch, resume_step)
     trackers: list[Tracker] = [files, console]
 
