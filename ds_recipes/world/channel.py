@@ -1,0 +1,228 @@
+"""The side channel for bad news: the store through which the ranks met, since no collective works after a failure.
+
+The first rank to claim the key "failure" shows its error. The others learn of it from a thread that looks every half
+second, so a rank that is stuck in a collective leaves too. Everyone answers a roll call, which is how a rank that was
+killed is noticed and named.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from ds_recipes.errors import DsRecipesError, PeerFailure
+from ds_recipes.world.resolve import Place
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+POLL_SECONDS = 0.5
+ROLL_CALL_SECONDS = 3.0
+PEER_SECONDS = 2.0
+"""How long a rank that only suffers from another's failure lets that one speak first."""
+
+SHOW_SECONDS = 6.0
+"""How long ranks wait until the first one has shown its error, before one of them shows it in its place."""
+
+LAST_RESORT_SECONDS = 20.0
+"""A failing process is gone after this long, come what may (a store that does not answer)."""
+
+INTERRUPTED = 130
+KILLED = "Was it killed? Out of memory is the usual cause: see the kernel's log of its host (dmesg)."
+
+current: "Channel | None" = None
+"""This process's channel, from the meeting of the ranks to the end of the world."""
+
+
+class Channel:
+    """One rank's line to the others, over a connection of its own to the store."""
+
+    def __init__(self, store: "Store", place: Place) -> None:
+        global current
+        self.phase = "the start"
+        """What this rank is doing, for messages."""
+        self.leave: Callable[[], None] | None = None
+        """Ends the world in order; set once there is one."""
+        self._store = store
+        self._place = place
+        self._ending = threading.Lock()
+        self._closed = threading.Event()
+        self._limit: tuple[float, DsRecipesError] | None = None
+        self._watcher = threading.Thread(target=self._watch, name="failure-watch", daemon=True)
+        self._watcher.start()
+        current = self
+
+    def limit(self, seconds: float, error: DsRecipesError) -> None:
+        """End all ranks with `error` unless `no_limit` is called within `seconds`."""
+        self._limit = (time.monotonic() + seconds, error)
+
+    def no_limit(self) -> None:
+        self._limit = None
+
+    def close(self) -> None:
+        """Stop watching, in agreement: the process that serves the store stays until all have closed."""
+        global current
+        self._closed.set()
+        self._watcher.join()
+        self._store.add("closed", 1)
+        if self._serves_the_store:
+            wait_until(lambda: self._store.add("closed", 0) >= self._place.size, ROLL_CALL_SECONDS)
+        current = None
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Let the others know, see to it that one rank shows the error, and end this process."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):  # launchers send these as soon as one rank is gone
+                signal.signal(number, signal.SIG_IGN)
+        if not self._ending.acquire(blocking=False):
+            while True:  # another thread of this process is ending it
+                time.sleep(1)
+        status = exit_status(error)
+        timer = threading.Timer(LAST_RESORT_SECONDS, os._exit, (status,))
+        timer.daemon = True
+        timer.start()
+        try:
+            status = self._end_together(error, status)
+        except RuntimeError:  # torch's errors of a store that is gone, and with it rank 0
+            self._tell_lost_store(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    def _end_together(self, error: BaseException, status: int) -> int:
+        """Claim the failure or accept another's; return the exit status that all ranks end with."""
+        store, place = self._store, self._place
+        if isinstance(error, PeerFailure):
+            wait_until(lambda: store.check(["failure"]), PEER_SECONDS)
+        text = describe(error) + self._whereabouts(error)
+        claim = json.dumps({"rank": place.rank, "status": status, "text": text})
+        first = json.loads(store.compare_set("failure", "", claim))
+        store.set(f"here/{place.rank}", "")
+        answered = store.add("here", 1)
+        if first["rank"] == place.rank:
+            self._show(text if _explains_itself(error) else text + self._roll_call())
+        elif not wait_until(lambda: store.check(["shown"]), SHOW_SECONDS):
+            self._show(str(first["text"]))
+        store.add("left", 1)
+        if self._serves_the_store:
+            answered = store.add("here", 0)
+            wait_until(lambda: store.add("left", 0) >= answered, ROLL_CALL_SECONDS)
+        return int(first["status"])
+
+    def _show(self, text: str) -> None:
+        me = str(self._place.rank)
+        if self._store.compare_set("teller", "", me).decode() == me:
+            show(text)
+        self._store.set("shown", "")
+
+    def _roll_call(self) -> str:
+        """A line about the ranks that do not answer; empty if all do."""
+        size = self._place.size
+        if wait_until(lambda: self._store.add("here", 0) >= size, ROLL_CALL_SECONDS):
+            return ""
+        lost = [rank for rank in range(size) if not self._store.check([f"here/{rank}"])]
+        return f"\nLost contact with {name_ranks(lost)}. {KILLED}"
+
+    def _whereabouts(self, error: BaseException) -> str:
+        """Which rank speaks, and what it was doing. An error of all ranks says so itself, in a note."""
+        if self._place.size == 1 or hasattr(error, "__notes__"):
+            return ""
+        return f"\n(rank {self._place.rank} of {self._place.size} on {socket.gethostname()}, during {self.phase})"
+
+    @property
+    def _serves_the_store(self) -> bool:
+        return self._place.rank == 0 and not self._place.hosted
+
+    def _tell_lost_store(self, error: BaseException) -> None:
+        place = self._place
+        whom = "the launcher's store" if place.hosted else "rank 0"
+        own = "" if isinstance(error, PeerFailure) else f"\n{describe(error)}"
+        show_once_a_host(
+            f"Lost contact with {whom} at {place.address}:{place.port}. {KILLED}{own}{self._whereabouts(error)}"
+        )
+
+    def _watch(self) -> None:
+        while not self._closed.wait(POLL_SECONDS):
+            try:
+                failed = self._store.check(["failure"])
+            except RuntimeError:
+                failed = True
+            if failed:
+                self.fail(PeerFailure("Another rank failed."))
+            limit = self._limit
+            if limit is not None and time.monotonic() > limit[0]:
+                self.fail(limit[1])
+
+
+def exit_status(error: BaseException) -> int:
+    """The status that a process ends with because of `error`."""
+    if isinstance(error, DsRecipesError):
+        return error.exit_status
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return 1
+
+
+def describe(error: BaseException) -> str:
+    """What to show of `error`: the message of one meant for users, else the traceback."""
+    if isinstance(error, DsRecipesError):
+        return "\n".join([str(error), *getattr(error, "__notes__", [])])
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted."
+    if isinstance(error, SystemExit):
+        return f"The program left with {error.code!r}."
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def name_ranks(ranks: list[int]) -> str:
+    """`rank 3`, or `ranks 1, 4-7`."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    listed = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+    return f"rank{'s' if len(ranks) > 1 else ''} {listed}"
+
+
+def show(text: str) -> None:
+    """Print an error, whole, after everything that was printed before."""
+    sys.stdout.flush()
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def show_once_a_host(text: str) -> None:
+    """Show `text` unless another rank of this launch on this host is doing so, where no store can tell."""
+    guard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        guard.bind(f"\0ds_recipes-{os.getuid()}-{os.getpgid(os.getppid())}")
+    except OSError:
+        return
+    show(text)
+    time.sleep(4 * POLL_SECONDS)  # the name is free again when this process ends
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Ask every tenth of a second at most; False if the time is over."""
+    deadline, pause = time.monotonic() + seconds, 0.01
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.1)
+    return True
+
+
+def _explains_itself(error: BaseException) -> bool:
+    """Errors for users have a cause that we know; any other may come from a peer that was killed."""
+    return isinstance(error, (DsRecipesError, KeyboardInterrupt, SystemExit)) and not isinstance(error, PeerFailure)

@@ -1,0 +1,69 @@
+"""The end of a run that fails: the error is shown exactly once, and every rank leaves within seconds, non-zero.
+
+Before the ranks have met, rank 0 shows the error and ends at once; the others wait in silence for their launcher, and
+one that is still there afterwards carries its error to the meeting. After that, see `channel.py`.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from ds_recipes.errors import DsRecipesError, StartError
+from ds_recipes.world import channel
+from ds_recipes.world.resolve import is_speaker, resolve
+
+SILENT_SECONDS = 4.0
+"""How long other ranks wait for the launcher to end them, after an error that rank 0 shows before ranks can talk."""
+
+CARRY_SECONDS = 60.0
+"""How long a rank that has an error which rank 0 may not have tries to reach it."""
+
+
+def run_guarded(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run `main(argv)` and return the exit status; see to the end of all ranks if it raises.
+
+    Status: main's own (0, or 75 for stopped early); 2 or 1 as the error's class says; 130 after an interrupt; 1 for any
+    other exception. With ranks that have met, a failing process ends here, through `os._exit`: a broken process group
+    aborts when the interpreter takes it down.
+    """
+    # A peer that is gone makes torch's store print a C++ stack on every rank; the message here says who it was.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        status = main(argv)
+        if channel.current is not None and channel.current.leave is not None:
+            channel.current.leave()
+    except SystemExit as left:
+        if channel.current is None or not left.code:
+            raise
+        channel.current.fail(left)
+    except BaseException as error:
+        if channel.current is not None:
+            channel.current.fail(error)
+        return _fail_alone(error)
+    return status
+
+
+def _fail_alone(error: BaseException) -> int:
+    """End this process before the ranks have met."""
+    status = channel.exit_status(error)
+    if is_speaker(os.environ):
+        channel.show(channel.describe(error))
+        return status
+    time.sleep(SILENT_SECONDS)
+    if not isinstance(error, StartError):
+        _carry(error)
+    channel.show_once_a_host(channel.describe(error))
+    return status
+
+
+def _carry(error: BaseException) -> None:
+    """Meet rank 0 with the error in hand. Returns only if there is no meeting."""
+    from ds_recipes.world.rendezvous import connect  # imports torch
+
+    try:
+        _, line = connect(resolve(os.environ), CARRY_SECONDS)
+    except DsRecipesError:
+        print(f"(rank 0 could not be told within {CARRY_SECONDS:.0f} s)", file=sys.stderr)
+        return
+    line.fail(error)

@@ -1,0 +1,270 @@
+"""The ranks as one world: its start, what they tell each other, and its end.
+
+Objects and counts travel over a gloo group on every machine; the default group is nccl on GPUs, gloo on CPUs.
+"""
+
+import datetime
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+
+from ds_recipes.errors import ConfigError, DsRecipesError, PeerFailure, StartError, WorldError
+from ds_recipes.world.channel import Channel, describe, name_ranks
+from ds_recipes.world.rendezvous import Hello, check_hosts, connect, greet
+from ds_recipes.world.resolve import Place
+
+START_SECONDS = 300.0
+BARRIER_SECONDS = 600.0
+COLLECTIVE_SECONDS = 1800.0
+
+T = TypeVar("T")
+Number = TypeVar("Number", int, float)
+
+
+class World:
+    """All ranks of a run, seen from one of them.
+
+    `hosts` are the ranks' host names. Every method without a word on it must be called by all ranks, in the same order.
+    """
+
+    def __init__(self, place: Place, device: torch.device, hosts: Sequence[str]) -> None:
+        self.rank = place.rank
+        self.size = place.size
+        self.local_rank = place.local_rank
+        self.device = device
+        self.hosts = tuple(hosts)
+        self._store: Store | None = None
+        self._channel: Channel | None = None
+        self._cpu_group: dist.ProcessGroup | None = None
+        self._barriers = 0
+
+    def doing(self, phase: str) -> None:
+        """Note what this rank is about to do, for the message if it fails. Not collective."""
+        if self._channel is not None:
+            self._channel.phase = phase
+
+    def sum(self, values: Sequence[Number]) -> list[Number]:
+        """Sums over all ranks, position by position, in float64: whole numbers are exact below 2**53."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max(self, values: Sequence[Number]) -> list[Number]:
+        """Maxima over all ranks, position by position."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's small object, by rank, on every rank."""
+        if self._cpu_group is None:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, value, group=self._cpu_group)
+        return gathered
+
+    def gather_array(self, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        """Every rank's array, by rank, on every rank. Shapes may differ; the dtype must not."""
+        flat = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8).copy())  # [bytes]
+        shapes = self.gather(array.shape)
+        pieces = self.gather_tensor(flat)
+        return [piece.numpy().view(array.dtype).reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+    def gather_tensor(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Every rank's 1-D tensor, by rank, on every rank. Lengths may differ; dtype and kind of device must not."""
+        if self._cpu_group is None:
+            return [tensor]
+        lengths = self.gather(tensor.numel())
+        padded = tensor.new_zeros(max(lengths))  # [longest]
+        padded[: tensor.numel()] = tensor
+        pieces = [torch.empty_like(padded) for _ in lengths]
+        if max(lengths):
+            dist.all_gather(pieces, padded, group=self._cpu_group if tensor.device.type == "cpu" else None)
+        return [piece[:length] for piece, length in zip(pieces, lengths, strict=True)]
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's small object, on every rank."""
+        if self._cpu_group is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._cpu_group)
+        return values[0]
+
+    def barrier(self, name: str, timeout_seconds: float = BARRIER_SECONDS) -> None:
+        """Wait for all ranks.
+
+        Raises:
+            PeerFailure: some did not come in time; it names them.
+        """
+        if self._cpu_group is None or self._store is None:
+            return
+        self.doing(name)
+        self._barriers += 1
+        self._store.set(f"barrier/{self.rank}", str(self._barriers))
+        work = dist.barrier(group=self._cpu_group, async_op=True)
+        try:
+            work.wait(datetime.timedelta(seconds=timeout_seconds))
+        except RuntimeError as error:
+            late = [rank for rank in range(self.size) if int(self._store.get(f"barrier/{rank}")) < self._barriers]
+            if not late:
+                raise
+            raise PeerFailure(
+                f"{name_ranks(late).capitalize()} did not reach '{name}' within {timeout_seconds:.0f} s "
+                f"(on {', '.join(sorted({self.hosts[rank] for rank in late}))})."
+            ) from error
+
+    def check(self, name: str, fn: Callable[[], T]) -> T:
+        """Run `fn` on every rank and return this rank's result, if it succeeds on all of them.
+
+        Raises:
+            DsRecipesError: the same error on all ranks, if any had one that is meant for users.
+            PeerFailure: on the others, if `fn` raised anything else on some rank, which raises that.
+        """
+        self.doing(name)
+        failure: Exception | None = None
+        try:
+            value = fn()
+        except Exception as error:
+            failure = error
+        verdicts = self.gather(None if failure is None else (type(failure), describe(failure)))
+        failures = {rank: verdict for rank, verdict in enumerate(verdicts) if verdict is not None}
+        if not failures:
+            return value
+        if failure is not None and (self.size == 1 or not isinstance(failure, DsRecipesError)):
+            raise failure
+        raise _shared_error(name, failures, self.size)
+
+    def close(self) -> None:
+        """End the world in order, so that a finished run always exits 0 (FACTS: ranks can abort in gloo threads)."""
+        if self._channel is None:
+            return
+        self.barrier("the end")
+        dist.destroy_process_group()
+        self._channel.close()
+        self._channel = self._store = self._cpu_group = None
+
+    def _reduce(self, values: Sequence[Number], op: Any) -> list[Number]:
+        if self._cpu_group is None:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, op=op, group=self._cpu_group)
+        return [type(value)(result) for value, result in zip(values, tensor.tolist(), strict=True)]
+
+
+def solo() -> World:
+    """A world of one without a process group, for tools."""
+    return World(Place(0, 1, local_size=1), _device(Place(0, 1)), [socket.gethostname()])
+
+
+def start(
+    place: Place,
+    timeout_seconds: float = START_SECONDS,
+    collective_timeout_seconds: float = COLLECTIVE_SECONDS,
+    with_deepspeed: bool = True,
+) -> World:
+    """Bring all ranks together, and start DeepSpeed's communication on the same groups.
+
+    Raises:
+        StartError: ranks are missing, or rank 0 cannot be reached or heard within `timeout_seconds`.
+        WorldError: a rank has no GPU of its own, or hosts cannot reach each other by name.
+    """
+    device = _device(place)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, channel = connect(place, timeout_seconds)
+    store.set(f"barrier/{place.rank}", "0")
+    hellos = greet(store, place, _gpu_id(device), timeout_seconds)
+    check_hosts(hellos)
+    world = World(place, device, [hello.host for hello in hellos])
+    world._store, world._channel = store, channel
+    channel.leave = world.close
+    channel.limit(
+        timeout_seconds,
+        StartError(
+            f"All {place.size} ranks came, but could not connect to each other within {timeout_seconds:.0f} s.\n"
+            "Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the hosts' network interface; look at their firewalls."
+        ),
+    )
+    world._cpu_group = _start_groups(place, device, store, collective_timeout_seconds)
+    channel.no_limit()
+    _export(place, device, hellos)
+    if with_deepspeed:
+        _start_deepspeed(place, device)
+    return world
+
+
+def _start_groups(place: Place, device: torch.device, store: Store, timeout_seconds: float) -> dist.ProcessGroup:
+    """Make the default group and return the gloo group for objects and counts."""
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    on_gpu = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=PrefixStore("group", store),
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timeout,
+        device_id=device if on_gpu and place.size > 1 else None,
+    )
+    group = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def _device(place: Place) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    index = 0 if count == 1 else place.local_rank  # some launchers show each rank its own GPU only
+    if index >= count:
+        raise WorldError(
+            f"Local rank {place.local_rank} on {socket.gethostname()} has no GPU: {count} are visible. "
+            "Start as many ranks on a host as it has GPUs."
+        )
+    return torch.device("cuda", index)
+
+
+def _gpu_id(device: torch.device) -> str | None:
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+
+
+def _export(place: Place, device: torch.device, hellos: Sequence[Hello]) -> None:
+    """Give libraries (DeepSpeed, wandb) the variables that they look for, whichever launcher it was."""
+    local_rank = device.index if device.type == "cuda" else place.local_rank  # DeepSpeed takes it as the GPU's number
+    local_size = sum(hello.host == hellos[place.rank].host for hello in hellos)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+    os.environ.update(zip(names, map(str, (place.rank, place.size, local_rank, local_size, local_size)), strict=True))
+    # DeepSpeed insists that Open MPI's local rank is LOCAL_RANK, which it is not below a launcher of one host.
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
+
+
+def _start_deepspeed(place: Place, device: torch.device) -> None:
+    """DeepSpeed's communication, without compiling: its shared-memory op is not needed (FACTS)."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or each rank warns that it found no GPU
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING if place.rank == 0 else logging.ERROR)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` (is|will be) deprecated", FutureWarning)
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def _shared_error(name: str, failures: dict[int, tuple[type[Exception], str]], size: int) -> DsRecipesError:
+    """One error out of those of some ranks, the same on every rank."""
+    foreign = [rank for rank, (kind, _) in failures.items() if not issubclass(kind, DsRecipesError)]
+    if foreign:
+        last_line = failures[foreign[0]][1].splitlines()[-1]
+        return PeerFailure(f"{name_ranks(foreign).capitalize()} failed in {name}: {last_line}")
+    kind: Any = next(iter(failures.values()))[0]
+    texts: dict[str, list[int]] = {}
+    for rank, (_, text) in failures.items():
+        texts.setdefault(text, []).append(rank)
+    lines = [text if len(ranks) == size else f"{text} ({name_ranks(ranks)})" for text, ranks in texts.items()]
+    error: DsRecipesError = kind(lines) if issubclass(kind, ConfigError) else kind("
+".join(lines))
+    error.add_note(f"(in {name})")
+    return error

@@ -1,0 +1,167 @@
+"""The meeting of the ranks: one store at rank 0, reached within a time limit, and who is there."""
+
+import datetime
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from ds_recipes.errors import StartError, WorldError
+from ds_recipes.world.channel import Channel, name_ranks, wait_until
+from ds_recipes.world.resolve import Place
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a rank tells the others about itself. `gpu` is a GPU's own id, None on the CPU."""
+
+    host: str
+    gpu: str | None
+    host_name_is_loopback: bool
+
+
+def connect(place: Place, timeout_seconds: float) -> tuple[Store, Channel]:
+    """Reach the store at rank 0 (rank 0 serves it), and open the channel for failures.
+
+    Raises:
+        StartError: rank 0 cannot be reached in time, or cannot listen at its port.
+        WorldError: ranks are on several hosts and nothing says where rank 0 is.
+    """
+    if place.address is None:
+        place = agree_on_address(place)
+    assert place.address is not None
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    serves = place.rank == 0 and not place.hosted
+    if not serves:
+        _wait_for_listener(place, timeout_seconds)
+    try:
+        tcp = TCPStore(place.address, place.port or 0, is_master=serves, wait_for_workers=False, timeout=timeout)
+    except DistError as error:
+        raise StartError(_refusal(place, serves, error)) from error
+    store = PrefixStore(f"ds_recipes/{place.attempt}", tcp)
+    channel = Channel(PrefixStore("failure", store).clone(), replace(place, port=tcp.port))
+    return store, channel
+
+
+def greet(store: Store, place: Place, gpu: str | None, timeout_seconds: float) -> list[Hello]:
+    """Wait until every rank has come, and return what each says about itself, by rank.
+
+    Raises:
+        StartError: some ranks did not come in time. Rank 0 names them; the others hear of it through the channel.
+    """
+    host = socket.gethostname()
+    mine = Hello(host, gpu, _is_loopback(host))
+    store.set(f"hello/{place.rank}", json.dumps(asdict(mine)))
+    keys = [f"hello/{rank}" for rank in range(place.size)]
+    if place.rank == 0:
+        if not wait_until(lambda: store.check(keys), timeout_seconds):
+            absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
+            hosts = sorted({json.loads(store.get(key))["host"] for key in keys if store.check([key])})
+            raise StartError(
+                f"After {timeout_seconds:.0f} s {len(absent)} of {place.size} ranks are missing: {name_ranks(absent)}. "
+                f"Those who came are on {', '.join(hosts)}.\n"
+                f"Look for their own messages, and whether their hosts reach {place.address}:{place.port} of {host}."
+            )
+        store.set("all_here", json.dumps([json.loads(store.get(key)) for key in keys]))
+    elif not wait_until(lambda: store.check(["all_here"]), timeout_seconds + 15):  # rank 0 speaks first
+        raise StartError(f"Rank 0 did not report within {timeout_seconds:.0f} s that all {place.size} ranks came.")
+    return [Hello(**hello) for hello in json.loads(store.get("all_here"))]
+
+
+def check_hosts(hellos: Sequence[Hello]) -> None:
+    """Refuse what would hang or fail later without saying why. The same verdict on every rank.
+
+    Raises:
+        WorldError: two ranks use one GPU; or ranks are on several hosts, and one's own name means itself, where gloo
+            would listen (FACTS: it hangs) unless GLOO_SOCKET_IFNAME names a network interface.
+    """
+    owners: dict[tuple[str, str], int] = {}
+    for rank, hello in enumerate(hellos):
+        if hello.gpu is not None and (first := owners.setdefault((hello.host, hello.gpu), rank)) != rank:
+            raise WorldError(
+                f"Ranks {first} and {rank} both use GPU {hello.gpu} of {hello.host}. "
+                "Start as many ranks on a host as it has GPUs, or check CUDA_VISIBLE_DEVICES."
+            )
+    if len({hello.host for hello in hellos}) > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+        for rank, hello in enumerate(hellos):
+            if hello.host_name_is_loopback:
+                raise WorldError(
+                    f"On {hello.host} (rank {rank}) the host's own name leads to a loopback address, where other hosts "
+                    "could not reach it.\nSet GLOO_SOCKET_IFNAME to the network interface (see `ip -br address`) on "
+                    "all hosts: with mpirun -x, srun --export, or .deepspeed_env."
+                )
+
+
+def agree_on_address(place: Place) -> Place:
+    """Share rank 0's address and a free port over MPI, where no variable tells them.
+
+    Raises:
+        WorldError: mpi4py is missing, or belongs to another MPI than the launcher.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library
+        raise WorldError(
+            f"The {place.size} ranks ({place.source}) are on several hosts, and nothing says where rank 0 is.\n"
+            f"Set MASTER_ADDR to its host (mpirun -x MASTER_ADDR=...), or pip install mpi4py ({error})."
+        ) from error
+    world = MPI.COMM_WORLD
+    if (world.rank, world.size) != (place.rank, place.size):
+        raise WorldError(
+            f"mpi4py sees rank {world.rank} of {world.size}, but {place.source} started rank {place.rank} of "
+            f"{place.size}: it was built for another MPI.\n"
+            "Rebuild it with this one's mpicc, or set MASTER_ADDR to rank 0's host."
+        )
+    with socket.socket() as probe:
+        probe.bind(("", place.port or 0))
+        address, port = world.bcast((_outward_address(), probe.getsockname()[1]))
+    MPI.Finalize()  # nothing else uses MPI, and a failing end without it would make mpirun complain
+    return replace(place, address=address, port=port)
+
+
+def _outward_address() -> str:
+    """An address of this host that others can reach: its name's, unless that is a loopback address."""
+    host = socket.gethostname()
+    if not _is_loopback(host):
+        return socket.gethostbyname(host)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # TEST-NET-1: nothing is sent, the kernel only picks the route
+        return str(probe.getsockname()[0])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return socket.gethostbyname(host).startswith("127.")
+    except OSError:
+        return True
+
+
+def _wait_for_listener(place: Place, timeout_seconds: float) -> None:
+    """Try until someone listens: torch's own store would print a warning for every attempt."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            socket.create_connection((str(place.address), place.port or 0), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise StartError(
+                    f"Rank {place.rank} on {socket.gethostname()} cannot reach rank 0 at {place.address}:{place.port} "
+                    f"within {timeout_seconds:.0f} s: {error}.\n"
+                    "Has rank 0 failed, is the address right (MASTER_ADDR), does a firewall block the port?"
+                ) from error
+        time.sleep(0.2)
+
+
+def _refusal(place: Place, serves: bool, error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    if serves:
+        return (
+            f"Rank 0 cannot listen at port {place.port} of {socket.gethostname()}: {reason}\n"
+            "Another job may use it: set MASTER_PORT (deepspeed --master_port, torchrun --master_port) to a free one."
+        )
+    return f"Rank {place.rank} cannot join the store at {place.address}:{place.port}: {reason}"
