@@ -1,10 +1,10 @@
 """The learning rate: a pure function of the step, so that a resumed run needs no scheduler state.
 
-`step` counts the updates done before this one, from 0. Warm-up over W steps gives step s the rate lr x (s + 1) / (W + 1):
-the first update is not wasted on a rate of 0, and step W is the first at lr itself (nanoGPT's convention; Megatron-LM
-starts at 0 and wastes one). Every course then starts at exactly lr in step W, and those that decay are at lr_min from
-their last step on. A run whose decay ends with the run takes its last update just above lr_min, so with lr_min 0 that
-update is not wasted either.
+`step` counts the updates done before this one, from 0. Warm-up over W steps gives step s the rate
+lr x (s + 1) / (W + 1): the first update is not wasted on a rate of 0, and step W is the first at lr itself (nanoGPT's
+convention; Megatron-LM starts at 0 and wastes one). Every course then starts at exactly lr in step W, and those that
+decay are at lr_min from their last step on. A run whose decay ends with the run takes its last update just above
+lr_min, so with lr_min 0 that update is not wasted either.
 """
 
 import math

@@ -45,7 +45,7 @@ class BackgroundTracker(Tracker):
             while (call := self._calls.get()) is not None:
                 call(tracker)
             tracker.close()
-        except BaseException as error:  # noqa: BLE001 - whatever a foreign package does must end here
+        except BaseException as error:  # whatever a foreign package does must end here
             self._failed = True
             reason = str(error).strip().splitlines()
             self._note(

@@ -22,7 +22,7 @@ METRIC_NAMES = (
     "epoch",
     "data_hash",  # rolling hash of the rows taken so far
 )
-"""The fields of a line of metrics.jsonl. Anything else that is logged with a step is a norm of the optimizer's state."""
+"""The fields of a line of metrics.jsonl. Whatever else a step logs is a norm of the optimizer's state."""
 
 PANELS = {
     "loss": "training/loss",
@@ -66,8 +66,9 @@ class Tracker(ABC):
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Take the results of an evaluation after `step`: names that start with eval_."""
 
+    @abstractmethod
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Take something that happened: a save, a signal, a skipped step, a fault. Most trackers have no place for it."""
+        """Take something that happened: a save, a signal, a skipped step, a fault."""
 
     @abstractmethod
     def close(self) -> None:

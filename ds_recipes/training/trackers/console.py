@@ -95,7 +95,7 @@ class Console(Tracker):
 
 
 def _point_at_nothing(stream: TextIO) -> None:
-    """Send what is still in the stream's buffer nowhere, or Python's own flush at exit fails and makes the status 120."""
+    """Send what the stream's buffer holds nowhere, or Python's own flush at exit fails: exit status 120."""
     try:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, stream.fileno())

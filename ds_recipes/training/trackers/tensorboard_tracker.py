@@ -11,7 +11,7 @@ class TensorBoardTracker(Tracker):
     """Writes every number as a scalar under its panel's name."""
 
     def __init__(self, run_folder: Path, resume_step: int) -> None:
-        """Steps after `resume_step` that an earlier launch wrote are hidden by TensorBoard. Runs in the tracker's thread.
+        """Hide an earlier launch's steps after `resume_step`. Runs in the tracker's thread.
 
         Raises:
             OSError: the folder cannot be written.
@@ -29,6 +29,9 @@ class TensorBoardTracker(Tracker):
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write an evaluation's numbers."""
         self.log(step, metrics)
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Events stay in the run folder."""
 
     def close(self) -> None:
         """Close the file."""

@@ -52,6 +52,9 @@ class WandbTracker(Tracker):
         """Send an evaluation's numbers, on the same axis."""
         self._run.log(panel_values(metrics), step=step)
 
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Events stay in the run folder."""
+
     def close(self) -> None:
         """Send what is left, for `FINISH_SECONDS` at most."""
         self._run.finish()

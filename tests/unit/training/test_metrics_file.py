@@ -17,7 +17,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def metrics_of(step: int) -> dict[str, Any]:
-    return {name: 0.1 + step for name in METRIC_NAMES} | {"step": step}
+    return dict.fromkeys(METRIC_NAMES, 0.1 + step) | {"step": step}
 
 
 def test_a_line_a_step_with_the_agreed_names_in_their_order(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ds_recipes.config.schema import Config, OptimizerConfig
-from ds_recipes.training import run_record
 from ds_recipes.training.run_record import LAUNCH_VARIABLE, RunRecord, git_state, replace_text
 
 CONFIG = Config(optimizer=OptimizerConfig(lr=0.25))
@@ -68,7 +67,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_record.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         replace_text(tmp_path / "run.json", "new")
     assert (tmp_path / "run.json").read_text() == "old"

@@ -1,6 +1,7 @@
 """The learning rate's course: bounds, continuity, direction, and the values at its corners."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -26,11 +27,9 @@ def test_the_rate_is_positive_bounded_and_at_its_peak_after_the_warm_up(style: s
     assert all(0 < rate <= plan.lr for rate in rates)
     assert all(rate >= plan.lr_min for rate in rates[plan.warmup_steps :])
     assert rates[plan.warmup_steps] == plan.lr
-    assert all(earlier < later for earlier, later in zip(rates[: plan.warmup_steps], rates[1:], strict=False))
-    assert all(
-        earlier >= later
-        for earlier, later in zip(rates[plan.warmup_steps :], rates[plan.warmup_steps + 1 :], strict=False)
-    )
+    warmup_steps = plan.warmup_steps
+    assert all(earlier < later for earlier, later in pairwise(rates[: warmup_steps + 1]))
+    assert all(earlier >= later for earlier, later in pairwise(rates[warmup_steps:]))
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -38,7 +37,7 @@ def test_no_step_jumps(style: str) -> None:
     plan = plan_of(style)
     rates = [lr_at(step, plan) for step in range(TOTAL + 50)]
     steepest = 2 * plan.lr / 20  # the steepest part: a warm-up or a decay of 20 steps
-    assert max(abs(later - earlier) for earlier, later in zip(rates, rates[1:], strict=False)) <= steepest
+    assert max(abs(later - earlier) for earlier, later in pairwise(rates)) <= steepest
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -103,7 +103,7 @@ def history_rows(records: list) -> list[dict]:  # type: ignore[type-arg]
 
 
 def wandb_records(path: Path) -> Iterator:  # type: ignore[type-arg]
-    """Records of a .wandb file: LevelDB's log format (blocks of 32 KiB; crc, length, type) after a header of 7 bytes."""
+    """Records of a .wandb file: LevelDB's log (blocks of 32 KiB; crc, length, type) after 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
     block, data, at, parts = 32768, path.read_bytes(), 7, b""
