@@ -264,7 +264,6 @@ def _shared_error(name: str, failures: dict[int, tuple[type[Exception], str]], s
     for rank, (_, text) in failures.items():
         texts.setdefault(text, []).append(rank)
     lines = [text if len(ranks) == size else f"{text} ({name_ranks(ranks)})" for text, ranks in texts.items()]
-    error: DsRecipesError = kind(lines) if issubclass(kind, ConfigError) else kind("
-".join(lines))
+    error: DsRecipesError = kind(lines) if issubclass(kind, ConfigError) else kind("\n".join(lines))
     error.add_note(f"(in {name})")
     return error
