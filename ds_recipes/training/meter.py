@@ -33,7 +33,7 @@ def peak_flops(device_name: str | None, precision: str) -> float | None:
     return next((flops for name, flops in PEAK_BF16_FLOPS if name in device_name), None)
 
 
-class Meter:
+class StepMeter:
     """Times the optimizer steps of one rank; what lies between two steps (evaluation, saving) is not counted.
 
     Calls go around each step: `start_step`, `data_ready`, `end_step`; `read` gives the means since the last `read`.

@@ -60,18 +60,28 @@ class RunRecord:
 
     def continues_from(self, step: int) -> None:
         """Record the step that this launch begins after."""
-        self._entry["first_step"] = self._entry["last_step"] = step
+        self._entry["first_step"] = step
+        self.reached(step)
         self._write()
+
+    def reached(self, step: int) -> None:
+        """Note the last step done; it is written when the launch ends."""
+        self._entry["last_step"] = step
 
     def write_ds_config(self, effective: Mapping[str, Any]) -> None:
         """Write the dictionary that DeepSpeed was given to `ds_config.json`."""
         replace_text(self._folder / "ds_config.json", json.dumps(effective, indent=2) + "\n")
 
-    def finish(self, state: str, reason: str, step: int) -> None:
-        """Record how this launch ended: complete, stopped or failed, after `step` steps."""
+    def finish(self, state: str, reason: str) -> None:
+        """Record how this launch ended: complete, stopped or failed. The first word counts."""
         assert state in ("complete", "stopped", "failed")
-        self._entry |= {"state": state, "reason": reason, "ended": _now(), "last_step": step}
-        self._write()
+        if self._entry["state"] == "running":
+            self._entry |= {"state": state, "reason": reason, "ended": _now()}
+            self._write()
+
+    def fail(self, reason: str) -> None:
+        """Record that this launch failed, unless it had already ended well."""
+        self.finish("failed", reason)
 
     def _write(self) -> None:
         latest = {name: self._entry[name] for name in ("launch", "state", "reason")}

@@ -3,6 +3,7 @@
 A closed standard output (the reader of a pipe went away) silences this tracker and nothing else.
 """
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -45,6 +46,7 @@ class Console(Tracker):
             self._bar = Progress(*columns, console=RichConsole(file=stream), refresh_per_second=2, expand=True)
             self._task = self._bar.add_task("", total=total_steps, completed=first_step)
             self._guarded(self._bar.start)
+            atexit.register(self.close)  # a failing run too must give the cursor back
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show a step: its numbers, and the time left at the pace since the start."""

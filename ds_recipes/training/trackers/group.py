@@ -32,6 +32,8 @@ class Trackers:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """A training step's metrics (`METRIC_NAMES`), with norms of the optimizer's state where they were computed."""
         self._step = step
+        if self._record is not None:
+            self._record.reached(step)
         for tracker in self._trackers:
             tracker.log(step, metrics)
 
@@ -49,7 +51,7 @@ class Trackers:
         """The launch is over: `state` is complete, stopped or failed. Writes run.json, then closes the trackers."""
         self.event(state, step=self._step, message=reason)
         if self._record is not None:
-            self._record.finish(state, reason, self._step)
+            self._record.finish(state, reason)
         self.close()
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import torch
 from ds_recipes.config.plan import Plan, make_plan
 from ds_recipes.config.schema import Config, DataConfig, RunConfig
 from ds_recipes.models.flops import ModelFlops
-from ds_recipes.training.meter import Meter, peak_flops, peak_memory_gib
+from ds_recipes.training.meter import StepMeter, peak_flops, peak_memory_gib
 
 CPU = torch.device("cpu")
 FLOPS = ModelFlops(matmul_parameters=1000, attention_width=8, attention_windows=(None,))
@@ -24,7 +24,7 @@ def plan_of(world_size: int) -> Plan:
     return make_plan(Config(run=RunConfig(max_steps=10), data=DataConfig(context_size=16)), world_size)
 
 
-def run_steps(meter: Meter, clock: Clock, steps: int, data: float, rest: float, tokens: int) -> None:
+def run_steps(meter: StepMeter, clock: Clock, steps: int, data: float, rest: float, tokens: int) -> None:
     for _ in range(steps):
         meter.start_step()
         clock.now += data
@@ -36,7 +36,7 @@ def run_steps(meter: Meter, clock: Clock, steps: int, data: float, rest: float, 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_rates_are_means_since_the_last_reading_without_what_lies_between_steps(steps: int) -> None:
     clock = Clock()
-    meter = Meter(plan_of(4), FLOPS, CPU, 1e6, clock)
+    meter = StepMeter(plan_of(4), FLOPS, CPU, 1e6, clock)
     for _ in range(2):
         run_steps(meter, clock, steps, data=0.5, rest=1.5, tokens=800)
         clock.now += 1000  # evaluation, a save
@@ -51,7 +51,7 @@ def test_rates_are_means_since_the_last_reading_without_what_lies_between_steps(
 
 def test_nothing_is_divided_by_zero() -> None:
     clock = Clock()
-    meter = Meter(plan_of(1), FLOPS, CPU, 1e6, clock)
+    meter = StepMeter(plan_of(1), FLOPS, CPU, 1e6, clock)
     assert {meter.read()[name] for name in ("tokens_per_sec", "mfu", "step_seconds", "data_seconds")} == {None}
     run_steps(meter, clock, 1, data=0.0, rest=0.0, tokens=5)
     read = meter.read()
@@ -78,7 +78,7 @@ def test_peaks_of_known_devices_in_bf16_only(name: str | None, flops: float | No
 
 def test_an_unknown_peak_makes_mfu_unknown() -> None:
     clock = Clock()
-    meter = Meter(plan_of(1), FLOPS, CPU, None, clock)
+    meter = StepMeter(plan_of(1), FLOPS, CPU, None, clock)
     run_steps(meter, clock, 1, data=0.0, rest=1.0, tokens=5)
     read = meter.read()
     assert read["mfu"] is None and read["tokens_per_sec"] == 5.0

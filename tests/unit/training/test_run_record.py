@@ -31,7 +31,9 @@ def test_a_launch_says_running_from_the_start_and_then_how_it_ended(
         "reason": None,
     }
     record.continues_from(40)
-    record.finish("stopped", "signal SIGTERM at step 45", 45)
+    record.reached(45)
+    record.finish("stopped", "signal SIGTERM at step 45")
+    record.fail("an error while leaving")  # too late: the checkpoint is durable
     entry = read(folder)["launches"][0]
     assert read(folder)["state"] == entry["state"] == "stopped"
     assert (entry["first_step"], entry["last_step"], entry["world_size"]) == (40, 45, 2)
@@ -43,7 +45,7 @@ def test_a_launch_says_running_from_the_start_and_then_how_it_ended(
 
 
 def test_earlier_launches_are_kept_and_a_killed_one_is_called_failed(tmp_path: Path) -> None:
-    RunRecord(tmp_path, CONFIG, 1, ["a"]).finish("stopped", "the file STOP at step 5", 5)
+    RunRecord(tmp_path, CONFIG, 1, ["a"]).finish("stopped", "the file STOP at step 5")
     RunRecord(tmp_path, CONFIG, 1, ["a"])  # killed: never says how it ended
     last = RunRecord(tmp_path, CONFIG, 1, ["a"])
     launches = read(tmp_path)["launches"]
@@ -99,3 +101,13 @@ def test_the_commit_is_that_of_the_work_tree_that_tracks_this_code(tmp_path: Pat
     assert git_state(code) == {"commit": git("rev-parse", "HEAD").strip(), "changed": False}
     (code / "run_record.py").write_text("changed")
     assert git_state(code) == {"commit": git("rev-parse", "HEAD").strip(), "changed": True}
+
+
+def test_a_failure_is_recorded_with_its_reason_and_the_last_step(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, CONFIG, 1, ["a"])
+    record.continues_from(3)
+    record.reached(7)
+    record.fail("10 steps in a row had a gradient that is not finite")
+    entry = read(tmp_path)["launches"][0]
+    assert (entry["state"], entry["first_step"], entry["last_step"]) == ("failed", 3, 7)
+    assert read(tmp_path)["reason"] == "10 steps in a row had a gradient that is not finite"
