@@ -1,199 +1,210 @@
-"""Records out of JSONL files and JSON arrays, each with its file and line.
-
-A file is read once to find where its records begin and to hash its content; any slice of the records can then be parsed
-without the rest. So each rank parses its own share.
-"""
+"""Records of JSONL files and JSON arrays, each with the file and line that it came from."""
 
 import json
+import mmap
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from ds_recipes.errors import InputError
 
-CHUNK_BYTES = 16 << 20
-EXCERPT_CHARACTERS = 40
 BOM = b"\xef\xbb\xbf"
-BLANK = b" \t\r\n"
-NOT_TEXT = {
-    b"\x1f\x8b": "is compressed with gzip; unpack it with gunzip",
-    b"\x28\xb5\x2f\xfd": "is compressed with zstd; unpack it with unzstd",
-    b"PK\x03\x04": "is a zip archive; unpack it",
-    b"PAR1": "is a Parquet file; write its records as JSONL",
-    b"\xff\xfe": "is UTF-16; convert it to UTF-8",
-    b"\xfe\xff": "is UTF-16; convert it to UTF-8",
-}
-JSON_TYPES = {
-    type(None): "null",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    str: "a string",
-    list: "an array",
-    dict: "an object",
-}
+SEARCH_BYTES = 1 << 26
+SHOWN_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
 class Record:
-    """One JSON object and where it came from: `line` and `number` (of the record in its file) count from 1."""
+    """One JSON object and where it begins (lines from 1)."""
 
-    fields: dict[str, Any]
     path: Path
     line: int
-    number: int
+    value: dict[str, Any]
 
-    def fault(self, found: str, remedy: str) -> InputError:
-        """The error for this record, ready to be raised."""
-        return _fault(self.path, self.line, self.number, found, remedy)
+    @property
+    def where(self) -> str:
+        return f"{self.path}:{self.line}"
 
-    def text(self, name: str) -> str:
-        """The text in field `name`.
+
+class RecordFile:
+    """One opened file, divided into entries that can be read in any slice.
+
+    An entry is a line of a JSONL file (a blank one holds no record) or an element of a JSON array.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._bytes = _map(path)
+        body = len(BOM) if self._bytes[: len(BOM)] == BOM else 0
+        first = re.compile(rb"\S").search(self._bytes, body)
+        if first is None:
+            raise InputError(f"{path}: holds no records, only blank lines. Name a file with one JSON object a line.")
+        self._elements = _read_array(path, self._bytes) if first.group() == b"[" else None
+        self._starts = _line_starts(self._bytes, body)  # [lines + 1]
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1 if self._elements is None else len(self._elements)
+
+    def read(self, start: int, stop: int) -> Iterator[Record]:
+        """The records of entries `start` to `stop`, in order.
 
         Raises:
-            InputError: there is no such field, it holds something else, or half a surrogate pair.
+            InputError: an entry is not a JSON object in UTF-8; the message names its line.
         """
-        if name not in self.fields:
-            names = ", ".join(repr(key) for key in list(self.fields)[:10]) or "none"
-            raise self.fault(f"no field {name!r} (its fields: {names})", f"Give the record a field {name!r}.")
-        value = self.fields[name]
-        if not isinstance(value, str):
-            raise self.fault(
-                f"the field {name!r} is {JSON_TYPES[type(value)]}, not a string", "Write its text as a string."
-            )
+        if self._elements is not None:
+            for line, value in self._elements[start:stop]:
+                yield Record(self.path, line, _object(value, f"{self.path}:{line}"))
+            return
+        for entry in range(start, stop):
+            line_bytes = self._bytes[self._starts[entry] : self._starts[entry + 1]].strip()
+            if line_bytes:
+                yield Record(self.path, entry + 1, self._parse(entry, line_bytes))
+
+    def _parse(self, entry: int, line_bytes: bytes) -> dict[str, Any]:
+        where = f"{self.path}:{entry + 1}"
         try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            half = f"\\u{ord(value[error.start]):04x}"
-            raise self.fault(
-                f"the field {name!r} holds half a surrogate pair ({half} at character {error.start + 1})",
-                "Fix or remove the record.",
-            ) from None
-        return value
+            line = line_bytes.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{where}: not UTF-8 (byte 0x{line_bytes[error.start]:02x} at byte {error.start + 1} of the line). "
+                f"{self._fine_before(entry)}Convert the file to UTF-8, or remove the line."
+            ) from error
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{where}: not JSON ({_what(error, line)}). {self._fine_before(entry)}Fix or remove the line."
+            ) from error
+        return _object(value, where)
+
+    def _fine_before(self, entry: int) -> str:
+        """Said of a line only: whoever reads slices in parallel reports the first error of all."""
+        lines = (self._bytes[self._starts[i] : self._starts[i + 1]] for i in range(entry))
+        count = sum(not line.isspace() for line in lines)
+        if count == 0:
+            return ""
+        return f"{count:,} records before it are fine. " if count > 1 else "The record before it is fine. "
 
 
-class RecordFile(Protocol):
-    """A file whose records were found but not yet parsed."""
-
-    path: Path
-    num_bytes: int
-    content_hash: str  # xxh3 of the bytes, 32 hexadecimal digits
-
-    def __len__(self) -> int: ...
-
-    def records(self, first: int, last: int) -> Iterator[Record]:
-        """Parse records [first, last), counted from 0.
-
-        Raises:
-            InputError: a record is not JSON, not UTF-8, or no object.
-        """
-        ...
-
-
-def open_records(path: Path) -> RecordFile:
-    """Find the records of a file: a JSON array if it begins with a bracket, else one JSON object a line.
+def open_records(paths: Sequence[Path]) -> list[RecordFile]:
+    """Open all files, in order; no record of a JSONL file is parsed yet.
 
     Raises:
-        InputError: the file is missing, unreadable, empty, not text, or an array that is not JSON.
+        InputError: a file is missing, unreadable, empty or without records, or an array is not JSON.
     """
-    try:
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder. Name the files in it.")
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: is a pipe or a device, which can be read only once. Write it to a file first.")
-        with path.open("rb") as file:
-            head = file.read(CHUNK_BYTES)
-        for magic, problem in NOT_TEXT.items():
-            if head.startswith(magic):
-                raise InputError(f"{path}: {problem}.")
-        is_array = head.removeprefix(BOM).lstrip(BLANK).startswith(b"[")
-        found: RecordFile = _read_array(path) if is_array else _read_lines(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file. Check the path; it counts from the working folder.") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    if not len(found):
-        problem = "holds no records" if found.num_bytes else "the file is empty"
-        raise InputError(f"{path}: {problem}. Give one JSON object a line, or an array of objects.")
-    return found
+    return [RecordFile(path) for path in paths]
 
 
-def fingerprint(files: Sequence[RecordFile]) -> str:
-    """Names the content of all files in their order, whatever they are called: number, size and hash."""
-    joined = xxhash.xxh3_64_hexdigest("".join(file.content_hash for file in files))
-    size = sum(file.num_bytes for file in files)
-    return f"{len(files)} {'file' if len(files) == 1 else 'files'}, {size:,} bytes, xxh3 {joined}"
+def read_records(paths: Sequence[Path]) -> Iterator[Record]:
+    """All records of all files, in order.
+
+    Raises:
+        InputError: see `open_records` and `RecordFile.read`.
+    """
+    for file in open_records(paths):
+        yield from file.read(0, len(file))
 
 
-@dataclass(frozen=True)
-class LinesFile:
-    """A JSONL file: `starts` are the byte offsets of its lines that are not blank, `lines` their numbers."""
+def content_fingerprint(paths: Sequence[Path]) -> str:
+    """xxh3-128 over the files' bytes and sizes, in order; their names do not count.
 
-    path: Path
-    num_bytes: int
-    content_hash: str
-    starts: np.ndarray[Any, np.dtype[np.int64]] = field(repr=False)  # [records]
-    lines: np.ndarray[Any, np.dtype[np.int64]] = field(repr=False)  # [records], from 1
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def records(self, first: int, last: int) -> Iterator[Record]:
-        """See `RecordFile.records`."""
-        with self.path.open("rb") as file:
-            for index in range(first, last):
-                file.seek(int(self.starts[index]))
-                line, number = int(self.lines[index]), index + 1
-                value = _parse_line(file.readline().rstrip(BLANK), self.path, line, number)
-                yield _record(value, self.path, line, number)
-
-
-@dataclass(frozen=True)
-class ArrayFile:
-    """A file that is one JSON array: `starts` are the offsets of its items in `content`, `lines` their line numbers."""
-
-    path: Path
-    num_bytes: int
-    content_hash: str
-    content: str = field(repr=False)
-    starts: Sequence[int] = field(repr=False)
-    lines: Sequence[int] = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def records(self, first: int, last: int) -> Iterator[Record]:
-        """See `RecordFile.records`."""
-        decoder = json.JSONDecoder()
-        for index in range(first, last):
-            value, _ = decoder.raw_decode(self.content, self.starts[index])
-            yield _record(value, self.path, self.lines[index], index + 1)
-
-
-def _read_lines(path: Path) -> LinesFile:
-    """One pass over the bytes: newlines by numpy (FACTS: 3,488 MB/s, reading line by line 18 MB/s), and the hash."""
+    Raises:
+        InputError: a file is missing, unreadable or empty.
+    """
     digest = xxhash.xxh3_128()
-    borders = [np.zeros(1, np.int64)]
-    size = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            borders.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + (size + 1))
-            size += len(chunk)
-        starts = np.concatenate(borders)
-        starts = starts[starts < size]
-        if size >= len(BOM) and _bytes_at(file, 0, len(BOM)) == BOM:
-            starts[0] = len(BOM)
-        ends = np.append(starts[1:], size)
-        is_record = ends - starts > 2  # a newline alone, or \r\n; no record is shorter than {} and its newline
-        for index in np.flatnonzero(~is_record):
-            is_record[index] = bool(_bytes_at(file, starts[index], ends[index] - starts[index]).strip(BLANK))
-        for index in np.flatnonzero(is_record):
-            ...
-    return LinesFile(path, size, digest.hexdigest(), starts[is_record], np.flatnonzero(is_record) + 1)
+    for path in paths:
+        content = _map(path)
+        digest.update(len(content).to_bytes(8, "little"))
+        for start in range(0, len(content), SEARCH_BYTES):
+            digest.update(content[start : start + SEARCH_BYTES])
+    return str(digest.hexdigest())
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise InputError(f"{path}: is empty. Name a file with one JSON object a line, or a JSON array.")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file (looked in {Path.cwd()}). Check the path.") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder. Name the JSONL or JSON files in it.") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}). Check the file and its permissions.") from error
+
+
+def _line_starts(content: mmap.mmap, body: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where each line begins, and where the last one ends: [lines + 1]. numpy finds them at memory speed."""
+    ends = [
+        np.flatnonzero(np.frombuffer(content[start : start + SEARCH_BYTES], np.uint8) == ord("\n")) + start + 1
+        for start in range(0, len(content), SEARCH_BYTES)
+    ]
+    starts = np.concatenate([[body], *ends, [len(content)]])
+    return starts[:-1] if starts[-2] == len(content) else starts
+
+
+def _read_array(path: Path, content: mmap.mmap) -> list[tuple[int, Any]]:
+    """The elements of a JSON array, each with its line."""
+    try:
+        text = content[:].decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{line}: not UTF-8 ({error.reason}). Convert the file to UTF-8.") from error
+    elements: list[tuple[int, Any]] = []
+    try:
+        elements.extend(_scan_array(text))
+    except (ValueError, RecursionError) as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        what = error.msg if isinstance(error, json.JSONDecodeError) else _what(error, text)
+        raise InputError(f"{path}:{line}: not JSON ({what}). Fix the array there.") from error
+    if not elements:
+        raise InputError(f"{path}: holds no records, only an empty array. Name a file with records.")
+    return elements
+
+
+def _scan_array(text: str) -> Iterator[tuple[int, Any]]:
+    """Decode element by element: `json.loads` would not tell where each one began."""
+    decoder, space = json.JSONDecoder(), re.compile(r"[ \t\r\n]*")
+
+    def skip(position: int) -> int:
+        match = space.match(text, position)
+        assert match is not None
+        return match.end()
+
+    position, line, counted = skip(text.index("[") + 1), 1, 0
+    closed = text[position : position + 1] == "]"
+    while not closed:
+        line, counted = line + text.count("\n", counted, position), position
+        value, position = decoder.raw_decode(text, position)
+        yield line, value
+        position = skip(position)
+        closed = text[position : position + 1] == "]"
+        if not closed:
+            if text[position : position + 1] != ",":
+                raise json.JSONDecodeError("expected ',' or ']' after an element", text, position)
+            position = skip(position + 1)
+    if text[position + 1 :].strip():
+        raise json.JSONDecodeError("more text after the array's end", text, position + 1)
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    kind = {list: "an array", str: "a string", type(None): "null", bool: "true or false"}.get(type(value), "a number")
+    raise InputError(f'{where}: not a JSON object but {kind}. A record looks like {{"text": "..."}}; fix or remove it.')
+
+
+def _what(error: Exception, line: str) -> str:
+    if not isinstance(error, json.JSONDecodeError):
+        return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if error.pos >= len(line) or error.msg.startswith("Unterminated string"):
+        shown = line if len(line) <= SHOWN_CHARACTERS else f"...{line[-SHOWN_CHARACTERS:]}"
+        return f"line ends after {len(line):,} characters: {shown!r}"
+    shown = line[max(0, error.pos - SHOWN_CHARACTERS // 2) : error.pos + SHOWN_CHARACTERS // 2]
+    return f"{error.msg} at character {error.pos + 1:,}: {shown!r}"
