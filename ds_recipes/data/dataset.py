@@ -133,8 +133,8 @@ class PackedDataset:
         also = f" The same holds for {more:,} more records." if more else ""
         raise InputError(
             f"{self._documents.where(first)}: the prompt has {int(self._documents.target_start[first]):,} tokens, so "
-            f"no target fits into a row of {self._context_size:,}.{also} Raise --context_size, or shorten or remove the "
-            "record."
+            f"no target fits into a row of {self._context_size:,}.{also} Raise --context_size, or shorten or remove "
+            "the record."
         )
 
     def _pieces(self, index: int) -> slice:

@@ -14,6 +14,14 @@ import xxhash
 from ds_recipes.errors import InputError
 
 BOM = b"\xef\xbb\xbf"
+NOT_TEXT = {
+    b"\x1f\x8b": "is compressed with gzip. Unpack it with gunzip.",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd. Unpack it with unzstd.",
+    b"PK\x03\x04": "is a zip archive. Unpack it.",
+    b"PAR1": "is a Parquet file. Write its records as JSONL.",
+    b"\xff\xfe": "is UTF-16. Convert it to UTF-8.",
+    b"\xfe\xff": "is UTF-16. Convert it to UTF-8.",
+}
 SEARCH_BYTES = 1 << 26
 SHOWN_CHARACTERS = 40
 
@@ -40,6 +48,9 @@ class RecordFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._bytes = _map(path)
+        for magic, problem in NOT_TEXT.items():
+            if self._bytes[: len(magic)] == magic:
+                raise InputError(f"{path}: {problem}")
         body = len(BOM) if self._bytes[: len(BOM)] == BOM else 0
         first = re.compile(rb"\S").search(self._bytes, body)
         if first is None:
@@ -205,6 +216,6 @@ def _what(error: Exception, line: str) -> str:
         return "nested too deeply" if isinstance(error, RecursionError) else str(error)
     if error.pos >= len(line) or error.msg.startswith("Unterminated string"):
         shown = line if len(line) <= SHOWN_CHARACTERS else f"...{line[-SHOWN_CHARACTERS:]}"
-        return f"line ends after {len(line):,} characters: {shown!r}"
+        return f"line ends after {len(line):,} character{'s' * (len(line) != 1)}: {shown!r}"
     shown = line[max(0, error.pos - SHOWN_CHARACTERS // 2) : error.pos + SHOWN_CHARACTERS // 2]
     return f"{error.msg} at character {error.pos + 1:,}: {shown!r}"

@@ -73,7 +73,9 @@ class Stream:
         while len(self._ahead) <= self._num_ahead:
             start = self.position + len(self._ahead) * self._plan.global_rows
             self._ahead.append(workers.submit(self._assemble, start))
-        return self._ahead.popleft().result()
+        group = self._ahead[0].result()
+        self._ahead.popleft()
+        return group
 
     def _assemble(self, step_start: int) -> list[MicroBatch]:
         return [self._micro_batch(step_start, micro) for micro in range(self._plan.micro_steps)]

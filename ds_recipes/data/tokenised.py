@@ -1,15 +1,15 @@
 """All documents of a data set as tokens, made by all ranks in parallel."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ds_recipes.data.formats import Format
+from ds_recipes.data.formats import Format, Sample
 from ds_recipes.data.records import Record, open_records
 from ds_recipes.data.tokenizer import adds_bos
 from ds_recipes.errors import InputError
@@ -94,9 +94,11 @@ def _attempt(
         file_start = 0
         for number, file in enumerate(files):
             records = file.read(max(start - file_start, 0), min(stop - file_start, len(file)))
-            while batch := list(islice(records, BATCH_RECORDS)):
-                batch_ids, lengths, target_start = _encode(batch, record_format, tokenizer, vocabulary_size)
-                lines = np.array([record.line for record in batch])
+            # Each record is checked before the next is parsed, so the first wrong one is the one reported.
+            samples = ((record, record_format.read(record)) for record in records)
+            while batch := list(islice(samples, BATCH_RECORDS)):
+                batch_ids, lengths, target_start = _encode(batch, tokenizer, vocabulary_size)
+                lines = np.array([record.line for record, _ in batch])
                 ids.append(batch_ids)
                 tables.append(np.stack([lengths, target_start, np.full(len(batch), number), lines]))
             file_start += len(file)
@@ -106,27 +108,25 @@ def _attempt(
 
 
 def _encode(
-    records: Sequence[Record], record_format: Format, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int
+    batch: Sequence[tuple[Record, Sample]], tokenizer: PreTrainedTokenizerBase, vocabulary_size: int
 ) -> tuple[Ints, Ints, Ints]:
     """Token ids of all records, end to end, their lengths and target starts."""
-    samples = [record_format.read(record) for record in records]
-    texts = [text for sample in samples for text in (sample.prompt, sample.response)]
+    texts = [text for _, sample in batch for text in (sample.prompt, sample.response)]
     encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
     begin, end = [tokenizer.bos_token_id] if adds_bos(tokenizer) else [], [tokenizer.eos_token_id]
-    documents = [begin + prompt + response + end for prompt, response in _pairs(encoded)]
-    for record, sample, document in zip(records, samples, documents, strict=True):
-        if max(document) >= vocabulary_size:
-            raise _beyond(max(document), tokenizer, vocabulary_size, record)
-        if len(document) == 1:
-            raise InputError(f"{record.where}: {sample.response!r} makes no tokens. Fill it in or remove the record.")
-    prompts = [len(begin) + len(prompt) for prompt, _ in _pairs(encoded)]
-    ids = np.fromiter((token for document in documents for token in document), np.int64)
+    documents, prompt_lengths = [], []
+    for (record, _), prompt, response in zip(batch, encoded[::2], encoded[1::2], strict=True):
+        if not response:
+            raise InputError(f"{record.where}: its text makes no tokens, so it has no target. Fill it in or remove it.")
+        documents.append(begin + prompt + response + end)
+        prompt_lengths.append(len(begin) + len(prompt))
+    ids = np.fromiter(chain.from_iterable(documents), np.int64)
     lengths = np.array([len(document) for document in documents])
-    return ids, lengths, np.maximum(np.array(prompts), 1)
-
-
-def _pairs(encoded: Sequence[list[int]]) -> Iterator[tuple[list[int], list[int]]]:
-    return zip(encoded[::2], encoded[1::2], strict=True)
+    if ids.max() >= vocabulary_size:
+        first = int(np.argmax(ids >= vocabulary_size))
+        record, _ = batch[int(np.searchsorted(np.cumsum(lengths), first, side="right"))]
+        raise _beyond(int(ids[first]), tokenizer, vocabulary_size, record)
+    return ids, lengths, np.maximum(np.array(prompt_lengths), 1)
 
 
 def _beyond(token: int, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, record: Record) -> InputError:
