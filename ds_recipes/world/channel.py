@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 ROLL_CALL_SECONDS = 3.0
+LEAVE_SECONDS = 5.0
+"""How long the process that serves the store stays for the others to leave first."""
+
 PEER_SECONDS = 2.0
 """How long a rank that only suffers from another's failure lets that one speak first."""
 
@@ -72,7 +75,7 @@ class Channel:
         self._watcher.join()
         self._store.add("closed", 1)
         if self._serves_the_store:
-            wait_until(lambda: self._store.add("closed", 0) >= self._place.size, ROLL_CALL_SECONDS)
+            wait_until(lambda: self._store.add("closed", 0) >= self._place.size, LEAVE_SECONDS)
         current = None
 
     def fail(self, error: BaseException) -> NoReturn:
@@ -104,15 +107,14 @@ class Channel:
         claim = json.dumps({"rank": place.rank, "status": status, "text": text})
         first = json.loads(store.compare_set("failure", "", claim))
         store.set(f"here/{place.rank}", "")
-        answered = store.add("here", 1)
+        store.add("here", 1)
         if first["rank"] == place.rank:
             self._show(text if _explains_itself(error) else text + self._roll_call())
         elif not wait_until(lambda: store.check(["shown"]), SHOW_SECONDS):
             self._show(str(first["text"]))
         store.add("left", 1)
         if self._serves_the_store:
-            answered = store.add("here", 0)
-            wait_until(lambda: store.add("left", 0) >= answered, ROLL_CALL_SECONDS)
+            wait_until(lambda: store.add("left", 0) >= place.size, LEAVE_SECONDS)
         return int(first["status"])
 
     def _show(self, text: str) -> None:

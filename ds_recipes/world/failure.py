@@ -5,7 +5,6 @@ one that is still there afterwards carries its error to the meeting. After that,
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,7 +15,7 @@ from ds_recipes.world.resolve import is_speaker, resolve
 SILENT_SECONDS = 4.0
 """How long other ranks wait for the launcher to end them, after an error that rank 0 shows before ranks can talk."""
 
-CARRY_SECONDS = 60.0
+CARRY_SECONDS = 30.0
 """How long a rank that has an error which rank 0 may not have tries to reach it."""
 
 
@@ -30,17 +29,24 @@ def run_guarded(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> in
     # A peer that is gone makes torch's store print a C++ stack on every rank; the message here says who it was.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        status = main(argv)
-        if channel.current is not None and channel.current.leave is not None:
-            channel.current.leave()
-    except SystemExit as left:
-        if channel.current is None or not left.code:
-            raise
-        channel.current.fail(left)
+        return _run(main, argv)
     except BaseException as error:
         if channel.current is not None:
             channel.current.fail(error)
+        if isinstance(error, SystemExit):  # --help
+            raise
         return _fail_alone(error)
+
+
+def _run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    try:
+        status = main(argv)
+    except SystemExit as left:
+        if left.code or channel.current is None:
+            raise
+        status = 0
+    if channel.current is not None and channel.current.leave is not None:
+        channel.current.leave()
     return status
 
 
@@ -64,6 +70,5 @@ def _carry(error: BaseException) -> None:
     try:
         _, line = connect(resolve(os.environ), CARRY_SECONDS)
     except DsRecipesError:
-        print(f"(rank 0 could not be told within {CARRY_SECONDS:.0f} s)", file=sys.stderr)
         return
     line.fail(error)

@@ -194,6 +194,7 @@ def start(
     _export(place, device, hellos)
     if with_deepspeed:
         _start_deepspeed(place, device)
+    world.doing("set-up")
     return world
 
 

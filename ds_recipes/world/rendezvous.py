@@ -38,13 +38,15 @@ def connect(place: Place, timeout_seconds: float) -> tuple[Store, Channel]:
     serves = place.rank == 0 and not place.hosted
     if not serves:
         _wait_for_listener(place, timeout_seconds)
+    port = place.port or 0
     try:
-        tcp = TCPStore(place.address, place.port or 0, is_master=serves, wait_for_workers=False, timeout=timeout)
+        tcp = TCPStore(place.address, port, is_master=serves, wait_for_workers=False, timeout=timeout)
+        second = TCPStore(place.address, tcp.port, is_master=False, wait_for_workers=False, timeout=timeout)
     except DistError as error:
         raise StartError(_refusal(place, serves, error)) from error
-    store = PrefixStore(f"ds_recipes/{place.attempt}", tcp)
-    channel = Channel(PrefixStore("failure", store).clone(), replace(place, port=tcp.port))
-    return store, channel
+    prefix = f"ds_recipes/{place.attempt}"
+    channel = Channel(PrefixStore(f"{prefix}/failure", second), replace(place, port=tcp.port))
+    return PrefixStore(prefix, tcp), channel
 
 
 def greet(store: Store, place: Place, gpu: str | None, timeout_seconds: float) -> list[Hello]:
