@@ -7,6 +7,7 @@ import datetime
 import logging
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -105,12 +106,13 @@ class World:
         self.doing(name)
         self._barriers += 1
         self._store.set(f"barrier/{self.rank}", str(self._barriers))
+        started = time.monotonic()
         work = dist.barrier(group=self._cpu_group, async_op=True)
         try:
             work.wait(datetime.timedelta(seconds=timeout_seconds))
         except RuntimeError as error:
             late = [rank for rank in range(self.size) if int(self._store.get(f"barrier/{rank}")) < self._barriers]
-            if not late:
+            if not late or time.monotonic() - started < timeout_seconds:  # a broken connection, not a late rank
                 raise
             raise PeerFailure(
                 f"{name_ranks(late).capitalize()} did not reach '{name}' within {timeout_seconds:.0f} s "

@@ -6,31 +6,28 @@
     assert run_ranks(shares, 3, 10) == [30, 30, 30]
 
 The function's first argument is a started `World` (gloo; DeepSpeed's communication is started too, unless
-`with_deepspeed=False`, which saves about 3 s). Arguments and results are pickled, tensors and arrays included. The
-ranks are fresh processes of `python -m tests.ranks.launch`, with one thread each, no GPU, no hub, and no launcher's
-variables. A start costs 3 to 10 s on two busy cores, so let the tests of a file share one: return what several tests
-look at from one function, and call it in a module-scoped fixture.
+`with_deepspeed=False`). Arguments and results are pickled, tensors and arrays included. Each rank is a process of its
+own with one thread, no GPU, no hub, and no launcher's variables. It is forked from a server that has imported torch,
+DeepSpeed and transformers once for the whole test session, so only the first start is slow (10 s or more).
 
 If any rank raises, dies or is late, all are ended and `RanksFailed` shows every rank's output, which holds its
-traceback (after the time limit: where each thread was). The world is closed after the function; a rank must then end
-with 0.
+traceback (after the time limit: where each thread was). The world is closed after the function.
 """
 
 import faulthandler
-import importlib
+import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
 GRACE_SECONDS = 8
 """How long the other ranks may go on after one has failed: their own errors tell more."""
 
@@ -45,8 +42,10 @@ LAUNCHERS = (
     "MPI_",
     "SLURM_",
     "TORCHELASTIC_",
+    "GROUP_",
     "CROSS_",
 )
+PRELOADED = ("torch", "numpy", "deepspeed", "transformers.models.llama.modeling_llama")
 
 
 class RanksFailed(AssertionError):
@@ -63,7 +62,8 @@ def run_ranks(
 ) -> list[Any]:
     """Call `function(world, *args)` on `ranks` ranks; return the results by rank.
 
-    `timeout` is in seconds, the start included. `env` is added to the ranks' environment.
+    `timeout` is in seconds, the start included. `env` is added to the ranks' environment (too late for variables that
+    the preloaded packages read at import).
 
     Raises:
         RanksFailed: a rank raised, died, did not end with 0, or was not done in time.
@@ -73,90 +73,102 @@ def run_ranks(
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
         folder = Path(name)
-        task = (function.__module__, function.__qualname__, args, with_deepspeed, timeout)
-        (folder / "task.pkl").write_bytes(pickle.dumps(task))
-        outputs = [(folder / f"output-{rank}.txt").open("wb") for rank in range(ranks)]
+        outputs = [folder / f"output-{rank}.txt" for rank in range(ranks)]
+        results = [folder / f"result-{rank}.pkl" for rank in range(ranks)]
         processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.ranks.launch", name, str(rank), str(ranks), str(server.port)],
-                cwd=ROOT,
-                env=rank_environment(env),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            for rank, output in enumerate(outputs)
+            fork_rank(_work, (function, args, rank, ranks, server.port, with_deepspeed, timeout, result), output, env)
+            for rank, (output, result) in enumerate(zip(outputs, results, strict=True))
         ]
-        try:
-            in_time = _wait(processes, timeout)
-        finally:
-            end_all(processes)
-            for output in outputs:
-                output.close()
-        if not in_time or any(process.returncode for process in processes):
-            raise RanksFailed(_report(folder, processes, "" if in_time else f"not done within {timeout:.0f} s"))
-        return [pickle.loads((folder / f"result-{rank}.pkl").read_bytes()) for rank in range(ranks)]
+        in_time = wait_for(processes, timeout)
+        if not in_time or any(process.exitcode for process in processes):
+            reason = "a rank failed" if in_time else f"not done within {timeout:.0f} s, or after another rank's failure"
+            raise RanksFailed("\n".join([reason, *map(_report, range(ranks), processes, outputs)]))
+        return [pickle.loads(result.read_bytes()) for result in results]
 
 
 def rank_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without any launcher's variables, for ranks of a test; `env` is added."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-    quiet = {
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    return kept | quiet | {"PYTHONUNBUFFERED": "1"} | dict(env or {})
+    one_thread = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    alone = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    return kept | one_thread | alone | dict(env or {})
 
 
-def end_all(processes: Sequence["subprocess.Popen[Any]"]) -> None:
-    """Kill what still runs of the given process groups; each process must lead its own."""
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def fork_rank(
+    target: Callable[..., Any], args: Sequence[Any], output: Path, env: Mapping[str, str] | None = None
+) -> ForkServerProcess:
+    """Start `sys.exit(target(*args))` in a process forked from the server, its output going to a file."""
+    context = _server()
+    process = context.Process(target=_in_process, args=(target, args, output, rank_environment(env)))
+    process.start()
+    return process
 
 
-def _wait(processes: Sequence["subprocess.Popen[Any]"], timeout: float) -> bool:
-    """Wait for all; after a failure only a little longer. False if the time limit was reached."""
-    deadline, in_time = time.monotonic() + timeout, True
-    while any(process.poll() is None for process in processes):
-        if time.monotonic() > deadline:
-            return not in_time
-        if in_time and any(process.poll() for process in processes):
-            deadline, in_time = min(deadline, time.monotonic() + GRACE_SECONDS), False
-        time.sleep(0.05)
-    return True
+def wait_for(processes: Sequence[ForkServerProcess], timeout: float) -> bool:
+    """Wait for all, after a failure only a little longer, then kill the rest. False if any had to be killed."""
+    deadline, failed = time.monotonic() + timeout, False
+    while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
+        if not failed and any(process.exitcode for process in processes):
+            deadline, failed = min(deadline, time.monotonic() + GRACE_SECONDS), True
+        time.sleep(0.02)
+    late = [process for process in processes if process.exitcode is None]
+    for process in late:
+        process.kill()
+        process.join()
+    return not late
 
 
-def _report(folder: Path, processes: Sequence["subprocess.Popen[Any]"], reason: str) -> str:
-    parts = [reason]
-    for rank, process in enumerate(processes):
-        output = (folder / f"output-{rank}.txt").read_text(errors="replace")
-        parts.append(f"---- rank {rank}: status {process.returncode}\n{output.rstrip()}")
-    return "\n".join(parts)
-
-
-def _be_a_rank(folder: Path, rank: int, size: int, port: int) -> None:
-    module, qualname, args, with_deepspeed, timeout = pickle.loads((folder / "task.pkl").read_bytes())
-    faulthandler.dump_traceback_later(max(timeout - 3, 1))
+def _server() -> ForkServerContext:
+    """The process that ranks are forked from, started with a rank's environment."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    own = dict(os.environ)
+    os.environ.update(rank_environment())
     try:
-        function: Any = importlib.import_module(module)
-        for part in qualname.split("."):
-            function = getattr(function, part)
+        from multiprocessing.forkserver import ensure_running
+
+        ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(own)
+    return context
+
+
+def _in_process(target: Callable[..., Any], args: Sequence[Any], output: Path, env: Mapping[str, str]) -> None:
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.environ.clear()
+    os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
+    sys.exit(target(*args))
+
+
+def _work(
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    rank: int,
+    size: int,
+    port: int,
+    with_deepspeed: bool,
+    timeout: float,
+    result: Path,
+) -> None:
+    faulthandler.dump_traceback_later(max(timeout - 2, 1), file=sys.__stderr__ or sys.stderr)
+    try:
         from ds_recipes.world.group import start
         from ds_recipes.world.resolve import Place
 
         place = Place(rank, size, rank, size, "a test", "127.0.0.1", port, hosted=True)
         world = start(place, timeout_seconds=timeout, collective_timeout_seconds=timeout, with_deepspeed=with_deepspeed)
-        (folder / f"result-{rank}.pkl").write_bytes(pickle.dumps(function(world, *args)))
+        result.write_bytes(pickle.dumps(function(world, *args)))
         world.close()
     except BaseException:
         traceback.print_exc()
+        sys.stdout.flush()
         os._exit(1)
 
 
-if __name__ == "__main__":
-    _be_a_rank(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+def _report(rank: int, process: ForkServerProcess, output: Path) -> str:
+    text = output.read_text(errors="replace").rstrip() if output.exists() else ""
+    return f"---- rank {rank}: status {process.exitcode}\n{text}"
