@@ -25,10 +25,14 @@ INPUTS = ("requirements.txt", "pyproject.toml", "tools/setup_environment.py")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch", default="keep", metavar="keep|cpu|VERSION", help="which torch to use (default: keep)")
+    parser.add_argument(
+        "--torch", default="keep", metavar="keep|cpu|VERSION", help="which torch to use (default: keep)"
+    )
     wanted = parser.parse_args().torch
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        print(f"Python {sys.version.split()[0]} is not supported: use 3.11, 3.12 or 3.13 (make setup PYTHON=python3.12)")
+        print(
+            f"Python {sys.version.split()[0]} is not supported: use 3.11, 3.12 or 3.13 (make setup PYTHON=python3.12)"
+        )
         return 2
     stamp = fingerprint(wanted)
     if not (STAMP.exists() and STAMP.read_text() == stamp):
@@ -64,7 +68,9 @@ def install(wanted: str) -> None:
 
 def own_torch() -> str | None:
     """The version of the torch that this Python imports, if it is new enough."""
-    probe = subprocess.run([sys.executable, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
+    probe = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True
+    )
     version = probe.stdout.strip()
     if probe.returncode or not version:
         return None
@@ -80,7 +86,9 @@ def install_torch(wanted: str, tested: str) -> None:
         pip("install", "--quiet", f"torch=={wanted}")
         return
     without_gpu = wanted == "cpu" or shutil.which("nvidia-smi") is None
-    if without_gpu and try_pip("install", "--quiet", "--retries", "0", "--timeout", "10", "--index-url", CPU_WHEELS, tested):
+    if without_gpu and try_pip(
+        "install", "--quiet", "--retries", "0", "--timeout", "10", "--index-url", CPU_WHEELS, tested
+    ):
         return
     pip("install", "--quiet", tested)
 
