@@ -1,0 +1,35 @@
+"""Every run file of examples/ loads, wherever it lies, and its batch divides for the ranks that people try first."""
+
+from pathlib import Path
+
+import pytest
+
+from ds_recipes.config.load import load_config
+from ds_recipes.config.plan import make_plan
+from tests.house.tree import ROOT
+
+EXAMPLES = sorted(path for suffix in ("yaml", "yml") for path in (ROOT / "examples").rglob(f"*.{suffix}"))
+DS_CONFIGS = sorted((ROOT / "ds_configs").rglob("*.json"))
+
+
+def test_their_number() -> None:
+    """A new file is tested because this number has to change with it."""
+    assert len(EXAMPLES) == 2
+    assert len(DS_CONFIGS) == 2
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 12])
+def test_example_loads_on_any_small_number_of_ranks(path: Path, world_size: int, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(["--config", str(path)], env={})
+    plan = make_plan(config, world_size)
+    assert plan.global_rows == 12
+    assert config.checkpoint.save_checkpoint_path == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.name)
+def test_json_loads(path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(["--config", "examples/tiny_alpaca.yaml", "--ds_config", str(path)], env={})
+    assert config.ds is not None
