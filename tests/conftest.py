@@ -1,4 +1,4 @@
-"""For every test: a skip that nobody has agreed to is a failure, where --allowed-skips names the list of agreed ones."""
+"""For every test: where --allowed-skips names a list of agreed skips, any other skip is a failure."""
 
 import os
 from pathlib import Path
