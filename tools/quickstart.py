@@ -1,8 +1,8 @@
-"""Show the whole path on the embedded default: train, validate, stop, resume, export, generate. Run by `make quickstart`.
+"""Show the whole path on the embedded default: train, validate, stop, resume, export, generate.
 
     python tools/quickstart.py [--max_steps N]
 
-Every step is the command that a user would type. The run folder runs/quickstart is made anew each time. Any step that
+`make quickstart` runs this. Every step is the command that a user would type. The run folder runs/quickstart is made anew each time. Any step that
 fails, and a loss that does not clearly fall, ends this with a message and status 1.
 """
 
@@ -32,6 +32,10 @@ STEPS = 80
 STOPPED_EARLY = 75  # exit status of a run that was asked to stop and has saved
 CLEAR_FALL = 0.8  # the last losses' mean over the first losses' mean, at most
 STEP_SECONDS = 600  # no single command may take longer
+OWN_DATA = (
+    f"deepspeed --num_gpus N train.py --config {CONFIG} --model_name FOLDER_OR_HUB_ID --train_data FILE.jsonl "
+    "--validation_data FILE.jsonl --context_size 2048 --save_checkpoint_path runs/mine"
+)
 
 
 class Failed(Exception):
@@ -192,11 +196,7 @@ def show(rows: dict[str, str], seconds: float) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, Text(value.strip() or "(nothing but the end of text)"))
-    table.add_row(
-        "your own data",
-        Text(f"deepspeed --num_gpus N train.py --config {CONFIG} --model_name FOLDER_OR_HUB_ID --dataset alpaca "
-             "--train_data FILE.jsonl --validation_data FILE.jsonl --context_size 2048 --save_checkpoint_path runs/mine"),
-    )  # fmt: skip
+    table.add_row("your own data", Text(OWN_DATA))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
