@@ -2,8 +2,8 @@
 
     python tools/quickstart.py [--max_steps N]
 
-`make quickstart` runs this. Every step is the command that a user would type. The run folder runs/quickstart is made anew each time. Any step that
-fails, and a loss that does not clearly fall, ends this with a message and status 1.
+`make quickstart` runs this. Every step is the command that a user would type. The run folder runs/quickstart is made
+anew each time. Any step that fails, and a loss that does not clearly fall, ends this with a message and status 1.
 """
 
 import argparse
