@@ -108,7 +108,9 @@ class SafetensorsFile:
         """Copy elements [start, start + out.numel()) of a flattened tensor into `out`, converting its dtype."""
         entry = self.entries[name]
         if start < 0 or start + out.numel() > entry.numel:
-            raise IndexError(f"{self.path}: {name} has {entry.numel} elements, asked for {start}..{start + out.numel()}")
+            raise IndexError(
+                f"{self.path}: {name} has {entry.numel} elements, asked for {start}..{start + out.numel()}"
+            )
         size = entry.dtype.itemsize
         step = max(1, COPY_BYTES // size)
         for first in range(0, out.numel(), step):
@@ -146,7 +148,9 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Entry], dict[str
             begin, end = fields["data_offsets"]
             entry = Entry(DTYPES[fields["dtype"]], tuple(fields["shape"]), 8 + length + begin)
             if not 0 <= begin <= end <= size - 8 - length or end - begin != entry.numel * entry.dtype.itemsize:
-                raise InputError(f"{path}: cut short or damaged: {name} should end at byte {8 + length + end:,} of {size:,}")
+                raise InputError(
+                    f"{path}: cut short or damaged: {name} should end at byte {8 + length + end:,} of {size:,}"
+                )
             entries[name] = entry
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: its safetensors header is damaged ({error})") from error
@@ -189,7 +193,9 @@ def _weight_files(folder: Path) -> dict[str, Path]:
             if Path(name).name != name:
                 raise InputError(f"{index}: names {name!r}, which is not a file of this folder; nothing was read")
             if not (folder / name).exists():
-                raise InputError(f"{folder / name}: missing, but {index.name} names it. Download or copy the folder again.")
+                raise InputError(
+                    f"{folder / name}: missing, but {index.name} names it. Download or copy the folder again."
+                )
         return {name: folder / name for name in names}
     single = folder / "model.safetensors"
     if single.exists():

@@ -1,6 +1,5 @@
 """Laying documents into rows of a fixed length."""
 
-from bisect import bisect_left, insort
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,32 +67,50 @@ def _cut_stream(lengths: Ints, context_size: int) -> Packing:
 
 
 def _best_fit(length: Ints, context_size: int) -> list[list[int]]:
-    """Rows of pieces: in each window the longest piece first, each into the fullest row that still has room.
+    """Rows of pieces, window by window.
 
-    The emptiest row of a window is taken apart and packed again with the next window: a window's end costs nothing.
+    The last row of a window is taken apart and packed again with the next window: a window's end costs nothing.
     """
     rows: list[list[int]] = []
     carried: list[int] = []
     for begin in range(0, len(length), WINDOW):
         window = carried + list(range(begin, min(begin + WINDOW, len(length))))
-        packed, emptiest = _pack_window(window, length, context_size)
-        carried = packed.pop(emptiest) if begin + WINDOW < len(length) else []
+        packed = _pack_window(window, length, context_size)
+        carried = packed.pop() if begin + WINDOW < len(length) else []
         rows.extend(sorted(row) for row in packed)
     return rows
 
 
-def _pack_window(window: list[int], length: Ints, context_size: int) -> tuple[list[list[int]], int]:
-    """The rows of one window and the index of the emptiest."""
-    rows: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (tokens free, row), sorted
-    for piece in sorted(window, key=lambda index: -int(length[index])):
-        tokens = int(length[piece])
-        at = bisect_left(rooms, (tokens, 0))
-        if at < len(rooms):
-            room, row = rooms.pop(at)
-            rows[row].append(piece)
-        else:
-            room, row = context_size, len(rows)
-            rows.append([piece])
-        insort(rooms, (room - tokens, row))
-    return rows, rooms[-1][1]
+def _pack_window(window: list[int], length: Ints, context_size: int) -> list[list[int]]:
+    """Row after row: the longest piece left, then the pieces that fill what it leaves best (minimum bin slack: Gupta
+    and Ho, 1999), long ones first so that the short ones, which fit anywhere, last.
+    """
+    rows = []
+    left = sorted(window, key=lambda piece: -int(length[piece]))
+    tokens = length[left].tolist()
+    while left:
+        chosen = [0, *(1 + index for index in _fill(context_size - tokens[0], tokens[1:]))]
+        rows.append([left[index] for index in chosen])
+        for index in reversed(chosen):
+            del left[index], tokens[index]
+    return rows
+
+
+def _fill(room: int, tokens: list[int]) -> list[int]:
+    """The indices, ascending, of pieces whose tokens come nearest to `room` without exceeding it.
+
+    Subset sums as bits: bit `s` of `sums[i]` says that some of the first `i` pieces have `s` tokens together.
+    """
+    mask = (1 << (room + 1)) - 1
+    sums = [1]
+    for number in tokens:
+        if sums[-1] >> room:
+            break  # full to the last token
+        sums.append((sums[-1] | sums[-1] << number) & mask)
+    total = sums[-1].bit_length() - 1
+    chosen = []
+    for index in reversed(range(len(sums) - 1)):
+        if not sums[index] >> total & 1:
+            chosen.append(index)
+            total -= tokens[index]
+    return chosen[::-1]

@@ -93,7 +93,7 @@ def _attempt(
     try:
         file_start = 0
         for number, file in enumerate(files):
-            records = file.read(max(start - file_start, 0), min(stop - file_start, len(file)))
+            records = file.read(max(start - file_start, 0), max(min(stop - file_start, len(file)), 0))
             # Each record is checked before the next is parsed, so the first wrong one is the one reported.
             samples = ((record, record_format.read(record)) for record in records)
             while batch := list(islice(samples, BATCH_RECORDS)):

@@ -7,6 +7,7 @@ import torch
 from ds_recipes.config.schema import Config
 from ds_recipes.errors import ConfigError
 
+
 def choose_attention(config: Config, device: torch.device) -> str:
     """The attention implementation for this run: the one asked for, else the fastest present, else sdpa.
 

@@ -1,5 +1,6 @@
 """Finding a model: a folder, a hub id, or a config JSON for random weights."""
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,16 @@ class ModelSource:
 
     def skeleton(self, dtype: torch.dtype, attn_implementation: str, device: torch.device) -> PreTrainedModel:
         """The structure without storage; see `models/skeleton.py`."""
-        return build_skeleton(self.hf_config, dtype, attn_implementation, device, self.trust_remote_code)
+        return build_skeleton(self.config_copy(), dtype, attn_implementation, device, self.trust_remote_code)
+
+    def config_copy(self) -> PretrainedConfig:
+        """The config as it was read: transformers writes into the one that a model is built from."""
+        return copy.deepcopy(self.hf_config)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding."""
+        return int(self.hf_config.get_text_config().vocab_size)
 
     def initial_weights(self, device: torch.device) -> RangeReader:
         """A range reader over the initial weights. It keeps a skeleton of its own.

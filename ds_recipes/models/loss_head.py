@@ -113,7 +113,11 @@ def _token_loss(
 
 
 def token_loss_sum(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, target_ids: torch.Tensor, transform: LogitTransform
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target_ids: torch.Tensor,
+    transform: LogitTransform,
 ) -> torch.Tensor:
     """Sum of cross-entropy over target tokens, a float32 scalar, differentiable in `hidden`, `weight` and `bias`.
 

@@ -14,7 +14,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build_skeleton(
-    hf_config: PretrainedConfig, dtype: torch.dtype, attn_implementation: str, device: torch.device, trust_remote_code: bool
+    hf_config: PretrainedConfig,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    device: torch.device,
+    trust_remote_code: bool,
 ) -> PreTrainedModel:
     """Build a causal language model whose parameters are on the meta device and whose buffers are on `device`.
 
@@ -77,7 +81,11 @@ def place_buffers(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def _filled_with_sentinel(meta: torch.Tensor, device: torch.device) -> torch.Tensor:
-    sentinel = float("nan") if meta.is_floating_point() else (False if meta.dtype == torch.bool else torch.iinfo(meta.dtype).min)
+    sentinel = (
+        float("nan")
+        if meta.is_floating_point()
+        else (False if meta.dtype == torch.bool else torch.iinfo(meta.dtype).min)
+    )
     return torch.full(meta.shape, sentinel, dtype=meta.dtype, device=device)
 
 

@@ -15,7 +15,12 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, convert_and_load_state_dict_in_model, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
 from transformers.modeling_utils import LoadStateDictConfig
 
 from ds_recipes.errors import InputError
@@ -34,7 +39,9 @@ class MadeWeights:
 
     optimizer_step = 0
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], make_group: Callable[[str], dict[str, torch.Tensor]]) -> None:
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], make_group: Callable[[str], dict[str, torch.Tensor]]
+    ) -> None:
         self._shapes = dict(shapes)
         self._make_group = make_group
         self._newest: dict[str, torch.Tensor] = {}
@@ -74,7 +81,11 @@ def random_weights(skeleton: PreTrainedModel, seed: int, device: torch.device) -
         prefix = unit_of[name]
         unit = skeleton.get_submodule(prefix)
         seed_of_unit = int.from_bytes(hashlib.blake2b(f"{seed}:{prefix}".encode(), digest_size=7).digest(), "little")
-        with _real_parameters(unit, device), torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with (
+            _real_parameters(unit, device),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ):
             torch.manual_seed(seed_of_unit)
             unit.apply(skeleton._init_weights)
             return {f"{prefix}.{key}" if prefix else key: value.detach() for key, value in unit.named_parameters()}
@@ -150,7 +161,9 @@ class FolderWeights:
         plain: dict[str, str] = {}
         sources: dict[str, list[str]] = {}
         for file_name in self._files.names:
-            renamed, pattern = rename_source_key(file_name, renamings, converters, self._skeleton.base_model_prefix, meta)
+            renamed, pattern = rename_source_key(
+                file_name, renamings, converters, self._skeleton.base_model_prefix, meta
+            )
             if renamed not in meta and file_name in meta:
                 renamed, pattern = file_name, None
             canonical = aliases.get(renamed, renamed)
@@ -192,7 +205,9 @@ class FolderWeights:
                 owner, _, leaf = key.rpartition(".")
                 self._skeleton.get_submodule(owner)._parameters[leaf] = before[key]
         if name not in made:
-            raise InputError(f"{self._folder}: transformers did not make {name} out of {', '.join(self._sources[name][:3])} ...")
+            raise InputError(
+                f"{self._folder}: transformers did not make {name} out of {', '.join(self._sources[name][:3])} ..."
+            )
         return made
 
     def _open(self, file_name: str) -> Any:

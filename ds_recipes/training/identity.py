@@ -34,6 +34,8 @@ def refuse_changes(saved: Mapping[str, str], now: Mapping[str, str], allowed: Se
         lines = [f"  {key}: the checkpoint has {changed[key][0]}, this run has {changed[key][1]}" for key in refused]
         raise CheckpointError(
             f"{where} was made with other settings:\n" + "\n".join(lines) + "\n"
-            "Set them back, start in a new run folder, or allow the change with --allow_change " + " ".join(refused) + "."
+            "Set them back, start in a new run folder, or allow the change with --allow_change "
+            + " ".join(refused)
+            + "."
         )
     return [f"{key} changed from {old} to {new}" for key, (old, new) in changed.items()]

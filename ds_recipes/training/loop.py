@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from ds_recipes.data.batch import MicroBatch
-from ds_recipes.errors import TrainingError
 from ds_recipes.engine.base import StepResult
+from ds_recipes.errors import TrainingError
 from ds_recipes.training.evaluate import evaluate, perplexity
 from ds_recipes.training.run import Run
 from ds_recipes.training.schedule import lr_at
@@ -21,6 +21,14 @@ STOPPED_EARLY = 75
 
 def train(run: Run) -> int:
     """Train to the plan's last step, or until someone asks to stop; return the exit status."""
+    try:
+        return _train(run)
+    except BaseException as error:
+        run.trackers.finish("failed", str(error) or type(error).__name__)
+        raise
+
+
+def _train(run: Run) -> int:
     state, stop_reason = run.state, None
     while state.step < run.total_steps and stop_reason is None:
         run.meter.start_step()
@@ -76,7 +84,9 @@ def report_skipped(run: Run, state: TrainingState, result: StepResult) -> None:
     """
     if result.applied:
         return
-    run.trackers.event("skipped_step", step=state.step, grad_norm=str(result.grad_norm), in_a_row=state.skipped_in_a_row)
+    run.trackers.event(
+        "skipped_step", step=state.step, grad_norm=str(result.grad_norm), in_a_row=state.skipped_in_a_row
+    )
     if state.skipped_in_a_row >= SKIPPED_STEPS_LIMIT:
         raise TrainingError(
             f"{SKIPPED_STEPS_LIMIT} steps in a row had a gradient that is not finite (the last is step {state.step}). "

@@ -12,11 +12,11 @@ from ds_recipes.config.schema import Config
 from ds_recipes.data.dataset import PackedDataset
 from ds_recipes.data.stream import EvalStream, Stream
 from ds_recipes.engine.base import Engine
-from ds_recipes.training.meter import Meter
+from ds_recipes.training.meter import StepMeter
 from ds_recipes.training.norms import state_norms
 from ds_recipes.training.state import TrainingState
 from ds_recipes.training.stop import StopRequest
-from ds_recipes.training.trackers import Trackers
+from ds_recipes.training.trackers.group import Trackers
 from ds_recipes.world.group import World
 
 PROBE_TOKENS = 16
@@ -35,12 +35,13 @@ class Run:
     validation: PackedDataset | None
     stream: Stream
     trackers: Trackers
-    meter: Meter
+    meter: StepMeter
     stop: StopRequest
     state: TrainingState
     folder: Path
     identity: dict[str, str]
-    model_files: dict[str, bytes]
+    model_files: dict[str, bytes]  # on rank 0
+    tied: dict[str, str]
     vocabulary_size: int
     last_saved: Path | None = None
     longest_save_seconds: float = 0.0
@@ -83,7 +84,9 @@ class Run:
 
     def save(self, state: TrainingState) -> None:
         """Publish a checkpoint of `state`, unless there is one or saving is off. Every rank must call it."""
-        if not self.config.checkpoint.save_model or (self.last_saved and self.last_saved.name == f"iter_{state.step:07d}"):
+        if not self.config.checkpoint.save_model or (
+            self.last_saved and self.last_saved.name == f"iter_{state.step:07d}"
+        ):
             return
         started = time.monotonic()
         generator = torch.Generator().manual_seed(0)
@@ -96,6 +99,7 @@ class Run:
             state={**state.to_json(), "identity": self.identity, "seed": self.config.run.seed},
             files=self.model_files,
             probe=(probe_ids, probe_logits),
+            tied=self.tied,
             world=self.world,
             save_optimizer=self.config.checkpoint.save_optimizer,
             keep_last=self.config.checkpoint.keep_last,

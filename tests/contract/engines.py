@@ -44,7 +44,7 @@ def settings(case: Case, tmp: Path, engine: str = "deepspeed") -> Config:
         *("--context_size", str(CONTEXT), "--max_steps", "1000", "--precision", case.precision),
         *("--batch_size_training", str(case.rows_per_rank), "--global_batch_size", str(ROWS)),
         *("--optimizer_type", case.optimizer, "--weight_decay", str(case.weight_decay)),
-        *("--max_grad_norm", str(case.clip), "--adam_beta2", "0.95", "--adam_eps", "1e-8"),
+        *("--max_grad_norm", str(case.clip)),
     ]
     if case.checkpointing:
         flags.append("--activation_checkpointing")

@@ -61,7 +61,12 @@ class Oracle:
     """A plain model with a plain optimizer. `step` returns (loss a target token, gradient norm before clipping)."""
 
     def __init__(
-        self, config: LlamaConfig, weights: dict[str, torch.Tensor], optimizer: str, weight_decay: float = 0.1, clip: float = 0.0
+        self,
+        config: LlamaConfig,
+        weights: dict[str, torch.Tensor],
+        optimizer: str,
+        weight_decay: float = 0.1,
+        clip: float = 0.0,
     ) -> None:
         self.model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
         self.model.load_state_dict(weights, strict=False)

@@ -22,7 +22,7 @@ def report(case: Case, ranks: int, steps: int) -> dict:
     import tempfile
 
     with tempfile.TemporaryDirectory() as tmp:
-        return run_ranks(train_and_report, ranks, args=(case, steps, tmp), timeout=240)[0]
+        return run_ranks(train_and_report, ranks, case, steps, tmp, timeout=240)[0]
 
 
 def relative(mine: torch.Tensor, reference: torch.Tensor) -> float:

@@ -50,7 +50,9 @@ def shard_model(model: PreTrainedModel, ds_json: Mapping[str, Any], activation_c
     _Shards(module=model, config_dict_or_path=dict(ds_json))
 
 
-def make_optimizer(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], settings: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], settings: OptimizerConfig
+) -> torch.optim.Optimizer:
     """torch's fused AdamW, or SGD, with weight decay on matrices only (biases and norms have one dimension).
 
     The same class serves with and without CPU offload: it needs no compiler, and the mathematics stay the same.
@@ -65,7 +67,9 @@ def make_optimizer(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]
     ]
     if settings.optimizer_type == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=settings.sgd_momentum)
-    return torch.optim.AdamW(groups, lr=0.0, betas=(settings.adam_beta1, settings.adam_beta2), eps=settings.adam_eps, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=0.0, betas=(settings.adam_beta1, settings.adam_beta2), eps=settings.adam_eps, fused=True
+    )
 
 
 def start_deepspeed(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ds_json: Mapping[str, Any]) -> Any:

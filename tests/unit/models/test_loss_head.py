@@ -65,7 +65,9 @@ def test_bfloat16_tracks_float32():
         assert (mine.grad.double() - reference.grad).norm() / reference.grad.norm() < 1e-2
 
 
-@pytest.mark.parametrize("family", ["llama", "llama_tied", "gemma2", "cohere", "granite", "gpt2", "phi", "qwen3", "mixtral", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family", ["llama", "llama_tied", "gemma2", "cohere", "granite", "gpt2", "phi", "qwen3", "mixtral", "gpt_neox"]
+)
 def test_a_models_loss_equals_that_of_its_own_logits(family):
     """Each family's own scale, cap or bias after the head is in the loss."""
     model = tiny_model(family)

@@ -104,20 +104,29 @@ def test_a_base_models_folder_without_the_prefix_is_read(tmp_path):
     _rewrite(tmp_path, lambda tensors: {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()})
     model = skeleton("gpt2")
     loaded = read_all(FolderWeights(model, tmp_path), parameter_shapes(model), 2)
-    assert torch.equal(loaded["transformer.wte.weight"], dict(tiny_model("gpt2").named_parameters())["transformer.wte.weight"])
+    assert torch.equal(
+        loaded["transformer.wte.weight"], dict(tiny_model("gpt2").named_parameters())["transformer.wte.weight"]
+    )
 
 
 def test_a_tied_folder_that_holds_only_the_head_is_read(tmp_path):
     tiny_model("llama_tied").save_pretrained(tmp_path)
-    _rewrite(tmp_path, lambda tensors: {"lm_head.weight" if "embed" in name else name: t for name, t in tensors.items()})
+    _rewrite(
+        tmp_path, lambda tensors: {"lm_head.weight" if "embed" in name else name: t for name, t in tensors.items()}
+    )
     model = skeleton("llama_tied")
     assert "model.embed_tokens.weight" in read_all(FolderWeights(model, tmp_path), parameter_shapes(model), 2)
 
 
 def test_a_folder_without_one_parameter_is_refused_by_name(tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
-    _rewrite(tmp_path, lambda tensors: {name: t for name, t in tensors.items() if name != "model.layers.1.mlp.up_proj.weight"})
-    with pytest.raises(InputError, match=r"holds no weights for 1 of the model's \d+ parameters.*model.layers.1.mlp.up_proj.weight"):
+    _rewrite(
+        tmp_path,
+        lambda tensors: {name: t for name, t in tensors.items() if name != "model.layers.1.mlp.up_proj.weight"},
+    )
+    with pytest.raises(
+        InputError, match=r"holds no weights for 1 of the model's \d+ parameters.*model.layers.1.mlp.up_proj.weight"
+    ):
         FolderWeights(skeleton("llama"), tmp_path)
 
 

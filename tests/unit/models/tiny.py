@@ -33,7 +33,9 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_COMMON, tie_word_embeddings=False),
     "llama_tied": LlamaConfig(**_COMMON, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**_COMMON, head_dim=8),
-    "gemma2": Gemma2Config(**_COMMON, head_dim=8, final_logit_softcapping=3.0, attn_logit_softcapping=None, sliding_window=64),
+    "gemma2": Gemma2Config(
+        **_COMMON, head_dim=8, final_logit_softcapping=3.0, attn_logit_softcapping=None, sliding_window=64
+    ),
     "cohere": CohereConfig(**_COMMON, logit_scale=0.25),
     "granite": GraniteConfig(**_COMMON, logits_scaling=4.0),
     "phi": PhiConfig(**_COMMON),

@@ -1,0 +1,74 @@
+"""Where a run begins: its own newest valid checkpoint, another run's, or the initial weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ds_recipes.checkpoint.load import CheckpointReader, Found, check_same_model, find_newest, remove_partials
+from ds_recipes.checkpoint.rng import derive_rng, restore_rng
+from ds_recipes.config.schema import Config
+from ds_recipes.engine.base import Engine
+from ds_recipes.errors import CheckpointError
+from ds_recipes.models.load import ModelSource
+from ds_recipes.training.identity import refuse_changes
+from ds_recipes.training.state import TrainingState
+from ds_recipes.world.group import World
+
+
+def find_start(config: Config, folder: Path, world: World) -> Found | None:
+    """The checkpoint to continue from, verified; None for a run that begins anew. Every rank must call it.
+
+    Raises:
+        CheckpointError: checkpoints are there and none is valid, or `resume` asks for something else.
+    """
+    remove_partials(folder, world)
+    found = find_newest(folder, world)
+    if found is not None and config.checkpoint.resume == "none":
+        raise CheckpointError(
+            f"{folder}: holds checkpoints (the newest is {found.path.name}), and --resume none refuses to continue them. "
+            "Choose a new --save_checkpoint_path, or leave --resume out."
+        )
+    other = config.checkpoint.load_checkpoint_path
+    if found is None and other is not None and Path(other).resolve() != folder.resolve():
+        found = find_newest(Path(other), world)
+        if found is None:
+            raise CheckpointError(f"--load_checkpoint_path {other}: holds no checkpoint (no iter_* folder)")
+    if found is None and config.checkpoint.resume == "require":
+        raise CheckpointError(f"{folder}: holds no checkpoint, and --resume require refuses to start from nothing")
+    return found
+
+
+def check_continues(
+    config: Config, found: Found, shapes: Mapping[str, tuple[int, ...]], identity: Mapping[str, str]
+) -> list[str]:
+    """Refuse a checkpoint of another model or of other settings; return what differs and was allowed, line by line.
+
+    Raises:
+        CheckpointError: with every difference that `allow_change` does not name.
+    """
+    check_same_model(found.manifest, shapes, str(found.path))
+    allowed = config.checkpoint.allow_change
+    lines = refuse_changes(found.state["identity"], identity, allowed, str(found.path))
+    if "exp_avg" not in found.manifest.kinds and config.optimizer.optimizer_type == "adamw":
+        if "optimizer" not in allowed:
+            raise CheckpointError(
+                f"{found.path}: was saved without the optimizer's state, so training would not continue but start with "
+                "empty moments. Allow that with --allow_change optimizer."
+            )
+        lines.append("the optimizer starts with empty moments")
+    return lines
+
+
+def load_start(config: Config, engine: Engine, source: ModelSource, found: Found | None, world: World) -> TrainingState:
+    """Fill the engine and the random generators, from a checkpoint or from the initial weights. No communication."""
+    if found is None:
+        engine.load_shards(source.initial_weights(world.device))
+        derive_rng(config.run.seed, 0, world.rank)
+        return TrainingState()
+    engine.load_shards(CheckpointReader(found.path, found.manifest))
+    state = TrainingState.from_json(found.state)
+    saved = found.state["rng"]
+    if len(saved) == world.size:
+        restore_rng(saved[world.rank])
+    else:
+        derive_rng(config.run.seed, state.step, world.rank)
+    return state
