@@ -1,0 +1,149 @@
+"""The manifest: what a checkpoint consists of. It is written last, and carries its own hash.
+
+Every parameter lists its cover: (file, start, length) ranges of the flattened tensor, in ascending order and without
+gaps. The same cover holds for each kind that was saved: `fp32` (master weights), `exp_avg` and `exp_avg_sq`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ds_recipes.checkpoint.files import FileRecord, hash_bytes
+from ds_recipes.errors import CheckpointError
+
+FORMAT = "ds_recipes flat ranges"
+VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+PROBE = "probe.safetensors"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Elements [start, start + length) of a flattened parameter, in a file of the checkpoint."""
+
+    file: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter's full shape and the ranges that cover it."""
+
+    shape: tuple[int, ...]
+    cover: tuple[Range, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checkpoint's table of contents.
+
+    `files` holds every file but the manifest itself; `tied` maps further names of a shared parameter to its own;
+    `engine` is what the engine said of its precision and sharding.
+    """
+
+    step: int
+    optimizer_step: int
+    kinds: tuple[str, ...]
+    files: Mapping[str, FileRecord]
+    parameters: Mapping[str, Parameter]
+    tied: Mapping[str, str]
+    engine: Mapping[str, Any]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: parameter.shape for name, parameter in self.parameters.items()}
+
+    def to_bytes(self) -> bytes:
+        """JSON text, with the hash of its content in it."""
+        content = {
+            "step": self.step,
+            "optimizer_step": self.optimizer_step,
+            "kinds": list(self.kinds),
+            "files": {name: {"bytes": record.size, "xxh3_128": record.xxh3_128} for name, record in self.files.items()},
+            "parameters": {
+                name: {
+                    "shape": list(parameter.shape),
+                    "cover": [[part.file, part.start, part.length] for part in parameter.cover],
+                }
+                for name, parameter in self.parameters.items()
+            },
+            "tied": dict(self.tied),
+            "engine": dict(self.engine),
+        }
+        head = {"format": FORMAT, "version": VERSION, "xxh3_128": hash_bytes(_canonical(content))}
+        return (json.dumps(head | content, separators=(",", ":")) + "\n").encode()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a checkpoint's manifest and see that it is whole and makes sense.
+
+    Raises:
+        CheckpointError: missing, damaged, of a newer version, naming files outside, or with a parameter not covered.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+        head = {key: content.pop(key) for key in ("format", "version", "xxh3_128")}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from error
+    if head["format"] != FORMAT or head["version"] != VERSION:
+        raise CheckpointError(
+            f"{path} is of format {head['format']!r}, version {head['version']}; this program reads {FORMAT!r}, version "
+            f"{VERSION}"
+        )
+    if head["xxh3_128"] != hash_bytes(_canonical(content)):
+        raise CheckpointError(f"{path} is damaged (its content does not have the hash that it carries)")
+    try:
+        return _parse(content, path)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path} makes no sense ({error!r})") from error
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _parse(content: dict[str, Any], path: Path) -> Manifest:
+    files = {name: FileRecord(entry["bytes"], entry["xxh3_128"]) for name, entry in content["files"].items()}
+    outside = [name for name in files if Path(name).name != name or name in (".", "..")]
+    if outside:
+        raise CheckpointError(f"{path} names {outside[0]!r}, which is not a file of this folder; nothing was read")
+    parameters = {
+        name: Parameter(tuple(entry["shape"]), tuple(Range(*part) for part in entry["cover"]))
+        for name, entry in content["parameters"].items()
+    }
+    check_cover(parameters, files, str(path))
+    return Manifest(
+        step=content["step"],
+        optimizer_step=content["optimizer_step"],
+        kinds=tuple(content["kinds"]),
+        files=files,
+        parameters=parameters,
+        tied=content["tied"],
+        engine=content["engine"],
+    )
+
+
+def check_cover(parameters: Mapping[str, Parameter], files: Mapping[str, FileRecord], where: str) -> None:
+    """See that every element of every parameter lies in exactly one range.
+
+    Raises:
+        CheckpointError: a gap, an overlap, or a file that the manifest does not list.
+    """
+    for name, parameter in parameters.items():
+        position = 0
+        for part in parameter.cover:
+            if part.start != position or part.length <= 0 or part.file not in files:
+                raise CheckpointError(
+                    f"{where}: {name} is not covered: {part.file} holds [{part.start}, {part.start + part.length}) where "
+                    f"element {position} is due"
+                )
+            position += part.length
+        if position != prod(parameter.shape):
+            raise CheckpointError(f"{where}: {name} has {prod(parameter.shape)} elements, {position} are covered")
