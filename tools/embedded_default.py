@@ -43,6 +43,7 @@ VOCABULARY_SIZE = 4096
 CONTEXT = 1024
 QUESTION = "What does this function do?"
 LONGEST_SOURCE = 6000  # characters of one text record
+LONGEST_SIGNATURE = 240  # characters: with the prompt around it fewer tokens than a row of 256
 VALIDATION_SHARE = 20  # every twentieth record, by its content
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -91,8 +92,8 @@ def documented_functions(module: ModuleType) -> Iterator[tuple[str, str, str]]:
             except (OSError, TypeError, ValueError):
                 continue
             docstring = inspect.cleandoc(function.__doc__).split("\n\n")[0].strip()
-            if docstring:
-                label = name if owner is module else f"{owner.__name__}.{name}"
+            label = name if owner is module else f"{owner.__name__}.{name}"
+            if docstring and len(signature) <= LONGEST_SIGNATURE:
                 yield f"{module.__name__}: def {label}{signature}", docstring, inspect.cleandoc(source)[:LONGEST_SOURCE]
 
 
