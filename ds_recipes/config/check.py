@@ -43,7 +43,7 @@ def _data_files(config: Config, name: str) -> Iterator[str]:
                 yield f"{where}: cannot be read: {error.strerror}"
                 continue
             if is_empty:
-                yield f"{where}: the file is empty"
+                yield f"{where}: the file is empty; name one with a JSON object a line, or a JSON array"
 
 
 def _model(config: Config) -> Iterator[str]:

@@ -48,7 +48,9 @@ CASES = {
     ("train_data", "data"): (
         "--train_data data (command line): is a folder; name the files in it, such as data/train.jsonl"
     ),
-    ("validation_data", "empty"): "--validation_data empty (command line): the file is empty",
+    ("validation_data", "empty"): (
+        "--validation_data empty (command line): the file is empty; name one with a JSON object a line, or a JSON array"
+    ),
     ("model_name", "./modle"): "--model_name ./modle (command line): there is no such folder; did you mean model?",
     ("model_name", "data"): "--model_name data (command line): no config.json in this folder",
     (
