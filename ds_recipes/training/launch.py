@@ -27,6 +27,13 @@ class Launch:
         if self.world.rank == 0:
             print(line, flush=True)
 
+    def nothing_to_do(self, step: int, checkpoint: str) -> None:
+        """Say and record that the run's last step was durable before this launch."""
+        self.say(f"{self.folder}: the run is complete, {checkpoint} is its last step; nothing to do")
+        if self.record is not None:
+            self.record.continues_from(step)
+            self.record.finish("complete", f"step {step} was reached before this launch")
+
 
 @contextmanager
 def open_launch(config: Config, place: Place, started: float) -> Iterator[Launch]:

@@ -46,8 +46,7 @@ def prepare(config: Config, launch: Launch) -> Run | None:
         for line in check_continues(config, found, parameter_shapes(inputs.skeleton), identity):
             launch.say(f"allowed: {line}")
         if found.manifest.step >= plan.total_steps:
-            launch.say(f"{launch.folder}: the run is complete, {found.path.name} is its last step; nothing to do")
-            return None
+            return launch.nothing_to_do(found.manifest.step, found.path.name)
     announce_inputs(config, launch, plan, inputs)
     engine = create_engine(config, plan, inputs.source, world)
     state = load_start(config, engine, inputs.source, found, world)
