@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ds_recipes.checkpoint.files import FileRecord, publish, remove_folder, replace_file, why_damaged, write_file
+from ds_recipes.checkpoint.load import checkpoints
 from ds_recipes.checkpoint.manifest import MANIFEST, PROBE, STATE, Manifest, Parameter, Range, check_cover
 from ds_recipes.checkpoint.rng import capture_rng
 from ds_recipes.engine.base import Engine, Shard
@@ -70,7 +71,7 @@ def save_checkpoint(
         return world.check(name, lambda: _naming_os_errors(partial, fn))
 
     try:
-        on_all("make checkpoint folder", lambda: partial.mkdir(exist_ok=True))
+        on_all("make checkpoint folder", lambda: partial.mkdir(parents=True, exist_ok=True))
         own = on_all("write checkpoint", lambda: _write_rank(partial, world, engine, save_optimizer))
         written, generators = world.gather(own), world.gather(capture_rng())
 
@@ -100,7 +101,8 @@ def _naming_os_errors(path: Path, fn: Callable[[], T]) -> T:
     try:
         return fn()
     except OSError as error:
-        free = shutil.disk_usage(path.parent).free
+        existing = next(folder for folder in path.parents if folder.exists())
+        free = shutil.disk_usage(existing).free
         raise TrainingError(
             f"{error.filename or path}: the checkpoint could not be written: {error.strerror} ({free:,} bytes are free "
             "there). Those before it are whole. Make room, then start the same command again."
@@ -178,5 +180,5 @@ def _verify(final: Path, own: _RankFile) -> None:
 
 
 def _delete_old(folder: Path, keep_last: int) -> None:
-    for old in sorted(folder.glob("iter_*"))[:-keep_last]:
+    for old in checkpoints(folder)[keep_last:]:
         remove_folder(old)

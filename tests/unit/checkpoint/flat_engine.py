@@ -1,0 +1,52 @@
+"""The least that can be saved: tensors by name, this rank's even share of each, Adam's moments made up from them."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds_recipes.checkpoint.store import save_checkpoint
+from ds_recipes.engine.base import Shard
+from ds_recipes.world.group import World, solo
+
+PROBE = (torch.zeros((1, 2), dtype=torch.int64), torch.zeros((1, 2, 3)))
+
+
+class FlatEngine:
+    """Only what `save_checkpoint` asks of an engine."""
+
+    optimizer_step = 7
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], with_moments: bool = True) -> None:
+        self.tensors = dict(tensors)
+        self.with_moments = with_moments
+
+    def shards(self) -> Iterator[Shard]:
+        for name, tensor in self.tensors.items():
+            flat = tensor.reshape(-1).float()
+            moments = (flat * 0.1, flat.square()) if self.with_moments else (None, None)
+            yield Shard(name, tuple(tensor.shape), 0, flat.numel(), flat, *moments)
+
+    def describe(self) -> dict[str, Any]:
+        return {"parameters": "float32"}
+
+
+def some_tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"embed.weight": (11, 4), "layer.weight": (3, 5), "norm.weight": (7,), "scale": ()}
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def save(folder: Path, step: int, engine: Any = None, world: World | None = None, **changed: Any) -> Path:
+    """`save_checkpoint` with everything that a test does not care about filled in."""
+    given: dict[str, Any] = {
+        "state": {"step": step, "identity": {}},
+        "files": {"config.json": b"{}"},
+        "probe": PROBE,
+        "tied": {},
+        "save_optimizer": True,
+        "keep_last": None,
+    }
+    engine = engine or FlatEngine(some_tensors(step))
+    return save_checkpoint(folder, step, engine, world=world or solo(), **(given | changed))
