@@ -87,7 +87,8 @@ def tensor_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
     step = max(1, COPY_BYTES // flat.element_size())
     for start in range(0, flat.numel(), step):
         piece = flat[start : start + step].cpu().contiguous()
-        yield memoryview(piece.view(torch.uint8).numpy())
+        raw: Any = piece.view(torch.uint8).numpy()
+        yield memoryview(raw)
 
 
 class SafetensorsFile:

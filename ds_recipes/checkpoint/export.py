@@ -24,9 +24,10 @@ from ds_recipes.ranges import header_bytes, tensor_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}
+TOLERANCE = {"float32": 2e-5, "bfloat16": 0.02, "float16": 0.02}
 """Largest difference of logits, as a share of the largest logit, between training and the exported model. The coarser
-of the two precisions counts. Seen: 2e-7 in float32, 0.008 in bfloat16; a wrong tensor gives 0.3 and more."""
+of the two precisions counts. On the embedded model trained in float32: 0 in float32, 4e-4 in float16, 3e-3 in bfloat16;
+with one output projection's rows reversed 0.1. Rounding hides smaller mistakes, so float32 is the sharpest check."""
 
 LOAD_SECONDS = 3600
 

@@ -8,6 +8,7 @@ a machine that has never seen it. PROBE holds token ids and the logits that the 
 
 import json
 import sys
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -16,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def compare(folder: str, probe_file: str, dtype: str, trust_remote_code: bool) -> dict[str, object]:
     """Keys that loading missed or did not know, and the largest difference of the logits with their own size."""
-    model, info = AutoModelForCausalLM.from_pretrained(
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model, info = load(
         folder, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=trust_remote_code
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

@@ -34,7 +34,8 @@ class Found:
 def find_newest(folder: Path, world: World) -> Found | None:
     """The newest checkpoint of a run folder whose every file has its hash; None where there is none at all.
 
-    `folder` may also be one checkpoint. The ranks share the reading; `latest` is not asked, since it can be stale. Every rank must call it.
+    `folder` may also be one checkpoint. The ranks share the reading; `latest` is not asked, since it can be stale. Every
+    rank must call it.
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged. Training does not start from nothing then.

@@ -115,16 +115,20 @@ def _thing(name: str) -> str:
 
 
 def _similar(path: Path) -> str:
-    """A hint: the nearest name in the same folder, or that the folder is missing too."""
+    """What to do: take the nearest name in the same folder, or look where the path leads."""
     parent = path.parent
     if not parent.is_dir():
         missing = next(folder for folder in reversed((parent, *parent.parents)) if not folder.exists())
-        return f" ({missing} does not exist)"
+        return f" ({missing} does not exist); check the path{_looked_in(path)}"
     try:
         guess = nearest(path.name, [other.name for other in parent.iterdir()])
     except OSError:
-        return ""
-    return f"; did you mean {parent / guess}?" if guess else ""
+        guess = None
+    return f"; did you mean {parent / guess}?" if guess else f"; check the path{_looked_in(path)}"
+
+
+def _looked_in(path: Path) -> str:
+    return "" if path.is_absolute() else f" (looked in {Path.cwd()})"
 
 
 def _example(folder: Path) -> str:

@@ -82,7 +82,8 @@ def _scheduler_rule(section: Any, found: Findings) -> Rule:
     given = section.get("params") or {}
     if isinstance(given, dict) and given.get("warmup_type") is None:
         found.problems.append(
-            'scheduler.params.warmup_type is missing, and DeepSpeed\'s default is "log": the loop warms up linearly, so write "linear"'
+            'scheduler.params.warmup_type is missing, and DeepSpeed\'s default is "log": the loop warms up linearly, so write '
+            '"linear"'
         )
     if style == "linear":
         found.bind("lr_min", "scheduler.type", 0.0, name)

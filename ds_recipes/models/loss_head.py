@@ -38,7 +38,7 @@ class _ChunkedTokenLoss(torch.autograd.Function):
     """Sum of cross-entropy of `hidden @ weight.T + bias` against `target_ids`; see `token_loss_sum`."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: torch.Tensor,  # [targets, hidden]
         weight: torch.Tensor,  # [vocabulary, hidden]
@@ -73,7 +73,7 @@ class _ChunkedTokenLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         return (
@@ -143,7 +143,8 @@ def install_loss_head(model: PreTrainedModel) -> None:
 
     def head_forward(_: nn.Module, hidden: torch.Tensor, target_ids: torch.Tensor | None = None) -> torch.Tensor:
         if target_ids is None:
-            return native_head(hidden)
+            scores: torch.Tensor = native_head(hidden)
+            return scores
         return token_loss_sum(hidden, head.weight, getattr(head, "bias", None), target_ids, transform)
 
     def model_forward(

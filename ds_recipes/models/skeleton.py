@@ -49,7 +49,10 @@ def _why_not_built(hf_config: PretrainedConfig, attn_implementation: str, error:
             f"models of type {hf_config.model_type} have no {attn_implementation} attention in transformers "
             f"{transformers.__version__}; pass --attn_implementation eager"
         )
-    return f"transformers {transformers.__version__} cannot build a causal language model of type {hf_config.model_type}: {error.splitlines()[0]}"
+    return (
+        f"transformers {transformers.__version__} cannot build a causal language model of type {hf_config.model_type}: "
+        f"{error.splitlines()[0]}"
+    )
 
 
 def place_buffers(model: PreTrainedModel, device: torch.device) -> None:

@@ -196,7 +196,8 @@ class FolderWeights:
     def _convert(self, name: str) -> dict[str, torch.Tensor]:
         before = dict(self._skeleton.named_parameters())
         tensors = {file_name: self._open(file_name) for file_name in self._sources[name]}
-        load = LoadStateDictConfig(device_map={"": "cpu"}, dtype=torch.float32, weight_mapping=self._conversions)
+        conversions: list[Any] = list(self._conversions)
+        load = LoadStateDictConfig(device_map={"": "cpu"}, dtype=torch.float32, weight_mapping=conversions)
         convert_and_load_state_dict_in_model(self._skeleton, tensors, load)
         made: dict[str, torch.Tensor] = {}
         for key, parameter in list(self._skeleton.named_parameters()):

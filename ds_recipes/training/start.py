@@ -46,7 +46,8 @@ def prepare(config: Config, launch: Launch) -> Run | None:
         for line in check_continues(config, found, parameter_shapes(inputs.skeleton), identity):
             launch.say(f"allowed: {line}")
         if found.manifest.step >= plan.total_steps:
-            return launch.nothing_to_do(found.manifest.step, found.path.name)
+            launch.nothing_to_do(found.manifest.step, found.path.name)
+            return None
     announce_inputs(config, launch, plan, inputs)
     engine = create_engine(config, plan, inputs.source, world)
     state = load_start(config, engine, inputs.source, found, world)

@@ -1,6 +1,7 @@
 """The reference for every engine: one process, plain PyTorch, full logits, the whole global batch at once."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch.nn import functional
@@ -124,7 +125,7 @@ def documents(batch: MicroBatch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Each document's ids and its targets by position (-1: none), cut out of the packed rows."""
     targets = torch.full((batch.input_ids.numel(),), -1)
     targets[batch.target_index] = batch.target_ids
-    starts = torch.nonzero(batch.position_ids.flatten() == 0).flatten().tolist() + [batch.input_ids.numel()]
-    for start, end in zip(starts, starts[1:], strict=False):
+    starts = torch.nonzero(batch.position_ids.flatten() == 0).flatten().tolist()
+    for start, end in pairwise([*starts, batch.input_ids.numel()]):
         if (targets[start:end] >= 0).any():
             yield batch.input_ids.flatten()[start:end], targets[start:end]

@@ -35,10 +35,11 @@ class _Shards(deepspeed.zero.Init):  # type: ignore[misc]
 
     def _shard(self, meta: nn.Parameter) -> nn.Parameter:
         full = torch.empty(meta.shape, dtype=meta.dtype, device=self.local_device)
-        parameter = nn.Parameter(full, requires_grad=meta.requires_grad)
+        parameter: Any = nn.Parameter(full, requires_grad=meta.requires_grad)
         self._convert_to_deepspeed_param(parameter)
         parameter.partition()
-        return parameter
+        sharded: nn.Parameter = parameter
+        return sharded
 
 
 def shard_model(model: PreTrainedModel, ds_json: Mapping[str, Any], activation_checkpointing: bool) -> None:

@@ -33,7 +33,7 @@ class LocalState:
 
     def __init__(self, optimizer: Any, names: dict[int, str], rank: int) -> None:
         self._zero = optimizer
-        self._places = [place for place in _places(optimizer, names, rank)]
+        self._places = list(_places(optimizer, names, rank))
         if isinstance(optimizer.optimizer, torch.optim.AdamW):
             self._create_moments()
 

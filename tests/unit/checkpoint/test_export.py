@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_and_a_full_folder_are_refused(tmp_path: Path) -> N
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match="rank-00000.*is damaged"):
+    with pytest.raises(CheckpointError, match=r"rank-00000.*is damaged"):
         export(checkpoint, tmp_path / "hf")
 
 

@@ -28,7 +28,12 @@ def problems(**changes: str) -> list[str]:
         "train_data": "data/train.jsonl",
         "save_checkpoint_path": "run",
     } | changes
-    return check_inputs(load_config([f"--{name}={value}" for name, value in settings.items() if value]))
+    return problems_of([f"--{name}={value}" for name, value in settings.items() if value])
+
+
+def problems_of(argv: list[str]) -> list[str]:
+    """The problems, with this test's folder as HERE."""
+    return [problem.replace(str(Path.cwd()), "HERE") for problem in check_inputs(load_config(argv))]
 
 
 def test_what_is_fine_gives_no_problem(here: Path) -> None:
@@ -43,7 +48,7 @@ CASES = {
         "--train_data data/trian.jsonl (command line): there is no such file; did you mean data/train.jsonl?"
     ),
     ("train_data", "date/train.jsonl"): (
-        "--train_data date/train.jsonl (command line): there is no such file (date does not exist)"
+        "--train_data date/train.jsonl (command line): there is no such file (date does not exist); check the path (looked in HERE)"
     ),
     ("train_data", "data"): (
         "--train_data data (command line): is a folder; name the files in it, such as data/train.jsonl"
@@ -52,7 +57,9 @@ CASES = {
         "--validation_data empty (command line): the file is empty; name one with a JSON object a line, or a JSON array"
     ),
     ("model_name", "./modle"): "--model_name ./modle (command line): there is no such folder; did you mean model?",
-    ("model_name", "data"): "--model_name data (command line): no config.json in this folder",
+    ("model_name", "data"): (
+        "--model_name data (command line): no config.json in this folder; check the path (looked in HERE)"
+    ),
     (
         "model_name",
         "./empty",
@@ -60,7 +67,9 @@ CASES = {
     ("model_name", "broken"): (
         "--model_name broken (command line): broken/config.json cannot be read as JSON: Expecting value: line 1 column 1 (char 0)"
     ),
-    ("tokenizer_name", "./nowhere"): "--tokenizer_name ./nowhere (command line): there is no such folder",
+    ("tokenizer_name", "./nowhere"): (
+        "--tokenizer_name ./nowhere (command line): there is no such folder; check the path (looked in HERE)"
+    ),
     ("tokenizer_name", "data"): (
         "--tokenizer_name data (command line): no tokenizer in this folder (tokenizer.json, tokenizer_config.json or "
         "tokenizer.model)"
@@ -75,7 +84,9 @@ CASES = {
     ("save_checkpoint_path", "empty/run"): (
         "--save_checkpoint_path empty/run (command line): empty is a file; name a folder, which is made if it is missing"
     ),
-    ("load_checkpoint_path", "gone"): "--load_checkpoint_path gone (command line): there is no such folder",
+    ("load_checkpoint_path", "gone"): (
+        "--load_checkpoint_path gone (command line): there is no such folder; check the path (looked in HERE)"
+    ),
     ("load_checkpoint_path", "empty"): "--load_checkpoint_path empty (command line): is a file; name a run folder",
 }
 
@@ -94,7 +105,9 @@ def test_all_files_are_reported_at_once(here: Path) -> None:
 
 def test_a_path_from_a_run_file_is_reported_with_its_line(here: Path) -> None:
     Path("run.yaml").write_text("model_name: ./model\nsave_checkpoint_path: run\ntrain_data: [data/train.jsonl, b]\n")
-    assert check_inputs(load_config(["--config", "run.yaml"])) == ["run.yaml:3: train_data b: there is no such file"]
+    assert problems_of(["--config", "run.yaml"]) == [
+        "run.yaml:3: train_data b: there is no such file; check the path (looked in HERE)"
+    ]
 
 
 def test_a_config_of_another_kind_of_model_says_nothing_about_positions(here: Path) -> None:

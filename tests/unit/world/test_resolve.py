@@ -195,7 +195,7 @@ def test_ports_differ_between_jobs_and_agree_within_one() -> None:
     assert port(OPEN_MPI_5) != port(OPEN_MPI_5 | {"PMIX_NAMESPACE": "prterun-vm-7499@1"})
     assert port(SRUN) != port(SRUN | {"SLURM_STEP_ID": "1"})
     assert port(OPEN_MPI_5 | {"MASTER_PORT": "1234"}) == 1234
-    lonely = {name: value for name, value in MPICH.items()} | {"MPI_LOCALNRANKS": "4"}
+    lonely = MPICH | {"MPI_LOCALNRANKS": "4"}
     assert port(lonely) == DEFAULT_PORT
     assert port({}) is None and port({"MASTER_PORT": "1234"}) is None  # a world of one takes any free port
 
