@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +50,10 @@ class Case:
         mine = self.flags.split()
         kept = [(name, value) for name, value in NEEDED.items() if name not in (*mine, *self.without)]
         return [*(word for pair in kept for word in pair), *mine]
+
+    def write_files(self, folder: Path) -> None:
+        for name, text in self.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def checkpoints_in(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.glob("runs/*/iter_*")}
 
 
-def run_train(folder: Path, arguments: Sequence[str], env: Mapping[str, str]) -> Ended:
+def run_train(folder: Path, arguments: Sequence[str], env: Mapping[str, str], timeout: float = SECONDS) -> Ended:
     """`python train.py ARGUMENTS` as a user starts it."""
     started = time.monotonic()
     done = subprocess.run(
@@ -152,7 +156,7 @@ def run_train(folder: Path, arguments: Sequence[str], env: Mapping[str, str]) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=SECONDS,
+        timeout=timeout,
         check=False,
     )
     return Ended([done.returncode], done.stdout, time.monotonic() - started)
@@ -203,6 +207,3 @@ def trap_for_torch(folder: Path) -> dict[str, str]:
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text("raise RuntimeError(f'{__name__} was imported')\n")
     return rank_environment({"PYTHONPATH": str(folder)})
-
-
-Launch = Callable[[Case], Ended]
