@@ -40,7 +40,7 @@ class ModelConfig:
     attn_implementation: str = setting(
         "sdpa",
         "Attention kernel, by its name in transformers.",
-        choices=("sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"),
+        choices=("sdpa", "eager", "flash_attention_2"),
     )
     use_fast_kernels: bool = setting(
         False, "Pick the fastest attention kernel that is installed. Instead of attn_implementation."
