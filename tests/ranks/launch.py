@@ -104,12 +104,12 @@ def fork_rank(
     return process
 
 
-def wait_for(processes: Sequence[ForkServerProcess], timeout: float) -> bool:
-    """Wait for all, after a failure only a little longer, then kill the rest. False if any had to be killed."""
+def wait_for(processes: Sequence[ForkServerProcess], timeout: float, grace: float = GRACE_SECONDS) -> bool:
+    """Wait for all, after a failure only `grace` longer, then kill the rest. False if any had to be killed."""
     deadline, failed = time.monotonic() + timeout, False
     while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
         if not failed and any(process.exitcode for process in processes):
-            deadline, failed = min(deadline, time.monotonic() + GRACE_SECONDS), True
+            deadline, failed = min(deadline, time.monotonic() + grace), True
         time.sleep(0.02)
     late = [process for process in processes if process.exitcode is None]
     for process in late:
