@@ -207,4 +207,7 @@ def _weight_files(folder: Path) -> dict[str, Path]:
             f'once: python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
         )
-    raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json in this folder")
+    raise InputError(
+        f"{folder}: no model.safetensors and no model.safetensors.index.json in this folder. Name a folder with weights; to "
+        "start from random ones use --model_config."
+    )

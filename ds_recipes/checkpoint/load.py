@@ -51,7 +51,9 @@ def find_newest(folder: Path, world: World) -> Found | None:
     if skipped:
         raise CheckpointError(
             f"{folder}: none of its {len(skipped)} checkpoints can be used, and a run never starts again from nothing by "
-            "itself.\n" + "\n".join(skipped) + "\nBring one back from a copy, or choose a new --save_checkpoint_path."
+            "itself.\n"
+            + "\n".join(skipped)
+            + "\nBring one back from a copy, or name another folder (--save_checkpoint_path, --load_checkpoint_path)."
         )
     return None
 
@@ -120,7 +122,7 @@ def check_same_model(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]], 
         raise CheckpointError(
             f"{where} holds another model than this run's:\n"
             + "\n".join(differences[:SHOWN_DIFFERENCES] + tail)
-            + "\nChoose a new --save_checkpoint_path, or the model that the checkpoints were made with."
+            + "\nName the model that it was made with, or another folder (--save_checkpoint_path, --load_checkpoint_path)."
         )
 
 

@@ -75,7 +75,10 @@ def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: its config.json cannot be read: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{path}: cannot be read as a model's config ({str(error).splitlines()[0]}). Check the file; a model that is "
+            "newer than transformers needs a newer one."
+        ) from error
     return config
 
 
@@ -87,9 +90,13 @@ def _download(world: World, model_name: str) -> Path:
         try:
             return Path(snapshot_download(model_name, allow_patterns=HUB_PATTERNS, local_files_only=offline))
         except (OSError, ValueError) as error:
+            where = (
+                "the hub could not be reached, and it is not in the cache"
+                if offline
+                else f"the hub gave no such model ({str(error).splitlines()[0]})"
+            )
             raise InputError(
-                f"--model_name {model_name}: no such folder, and the hub gave no such model ({str(error).splitlines()[0]}). "
-                "Check the spelling; on a machine without network pass a folder."
+                f"--model_name {model_name}: there is no such folder; {where}. Check the spelling, or pass a folder."
             ) from error
 
     first = world.local_rank == 0

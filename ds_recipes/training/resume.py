@@ -9,6 +9,7 @@ from ds_recipes.config.schema import Config
 from ds_recipes.engine.base import Engine
 from ds_recipes.errors import CheckpointError
 from ds_recipes.models.load import ModelSource
+from ds_recipes.ranges import RangeReader
 from ds_recipes.training.identity import refuse_changes
 from ds_recipes.training.state import TrainingState
 from ds_recipes.world.group import World
@@ -31,9 +32,14 @@ def find_start(config: Config, folder: Path, world: World) -> Found | None:
     if found is None and other is not None and Path(other).resolve() != folder.resolve():
         found = find_newest(Path(other), world)
         if found is None:
-            raise CheckpointError(f"--load_checkpoint_path {other}: holds no checkpoint (no iter_* folder)")
+            raise CheckpointError(
+                f"--load_checkpoint_path {other}: holds no checkpoint (no iter_* folder). Name a run folder that has one."
+            )
     if found is None and config.checkpoint.resume == "require":
-        raise CheckpointError(f"{folder}: holds no checkpoint, and --resume require refuses to start from nothing")
+        raise CheckpointError(
+            f"{folder}: holds no checkpoint, and --resume require refuses to start from nothing. "
+            "Check --save_checkpoint_path, or leave --resume out."
+        )
     return found
 
 
@@ -58,13 +64,23 @@ def check_continues(
     return lines
 
 
-def load_start(config: Config, engine: Engine, source: ModelSource, found: Found | None, world: World) -> TrainingState:
-    """Fill the engine and the random generators, from a checkpoint or from the initial weights. No communication."""
+def read_start(source: ModelSource, found: Found | None, world: World) -> RangeReader:
+    """Open what the engine is to be filled from: the checkpoint, or the initial weights. Every rank must call it.
+
+    Raises:
+        InputError: the model's folder does not hold its weights.
+    """
+    if found is not None:
+        return CheckpointReader(found.path, found.manifest)
+    return world.check("initial weights", lambda: source.initial_weights(world.device))
+
+
+def load_start(config: Config, engine: Engine, start: RangeReader, found: Found | None, world: World) -> TrainingState:
+    """Fill the engine and the random generators. No communication."""
+    engine.load_shards(start)
     if found is None:
-        engine.load_shards(source.initial_weights(world.device))
         derive_rng(config.run.seed, 0, world.rank)
         return TrainingState()
-    engine.load_shards(CheckpointReader(found.path, found.manifest))
     state = TrainingState.from_json(found.state)
     saved = found.state["rng"]
     if len(saved) == world.size:

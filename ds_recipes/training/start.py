@@ -20,7 +20,7 @@ from ds_recipes.training.inputs import Inputs, read_inputs
 from ds_recipes.training.launch import Launch
 from ds_recipes.training.meter import StepMeter, peak_flops
 from ds_recipes.training.model_files import model_files
-from ds_recipes.training.resume import check_continues, find_start, load_start
+from ds_recipes.training.resume import check_continues, find_start, load_start, read_start
 from ds_recipes.training.run import Run
 from ds_recipes.training.state import TrainingState
 from ds_recipes.training.stop import StopRequest
@@ -43,14 +43,17 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     if found is not None:
         for line in found.skipped:
             launch.say(f"warning: {line}")
-        for line in check_continues(config, found, parameter_shapes(inputs.skeleton), identity):
+        shapes = parameter_shapes(inputs.skeleton)
+        changes = world.check("resume", lambda: check_continues(config, found, shapes, identity))
+        for line in changes:
             launch.say(f"allowed: {line}")
         if found.manifest.step >= plan.total_steps:
             launch.nothing_to_do(found.manifest.step, found.path.name)
             return None
+    start = read_start(inputs.source, found, world)
     announce_inputs(config, launch, plan, inputs)
     engine = create_engine(config, plan, inputs.source, world)
-    state = load_start(config, engine, inputs.source, found, world)
+    state = load_start(config, engine, start, found, world)
     check_loss_head(engine, inputs.source.vocabulary_size, config.run.precision)
     announce_engine(launch, engine, plan, state, found)
     if launch.record is not None:

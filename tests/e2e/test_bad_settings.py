@@ -1,5 +1,6 @@
 """Settings that cannot be right end with status 2 and one message, before torch is imported: in a tenth of a second."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from tests.e2e.bad_input import (
     launcher_variables,
     run_train,
     trap_for_torch,
-    write_material,
 )
 
 TIMEOUT_SECONDS = 20.0
@@ -213,9 +213,9 @@ CASES = FILES | NAMES_AND_TYPES | CONFLICTS | BATCHES_AND_RANKS
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("material")
-    write_material(folder)
+def material(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("settings") / "material"
+    shutil.copytree(inputs, folder)
     return folder
 
 
