@@ -30,7 +30,7 @@ EXPORT = RUN / "hf"
 CONFIG = "examples/tiny_alpaca.yaml"
 STEPS = 60
 STOPPED_EARLY = 75  # exit status of a run that was asked to stop and has saved
-CLEAR_FALL = 0.8  # the last losses' mean over the first losses' mean, at most
+CLEAR_FALL = 0.85  # the last losses' mean over the first losses' mean, at most
 STEP_SECONDS = 600  # no single command may take longer
 OWN_DATA = (
     f"deepspeed --num_gpus N train.py --config {CONFIG} --model_name FOLDER_OR_HUB_ID --train_data FILE.jsonl "

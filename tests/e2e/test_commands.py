@@ -1,0 +1,103 @@
+"""The README's commands do what it says, and the quickstart runs from cold without a compiler."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ds_recipes.config.load import load_config
+from tests.e2e.launchers import ROOT, run
+
+COVERED = {
+    "make quickstart": "test_the_quickstart_runs_from_cold_without_a_compiler",
+    "make test": "this test is part of it",
+    "source .venv/bin/activate": "tests run in that environment",
+    "deepspeed --num_gpus 2 train.py --config examples/tiny_alpaca.yaml": "test_training_commands",
+    "deepspeed --num_gpus 2 train.py --config examples/tiny_text.yaml": "test_training_commands",
+    "python train.py --help": "test_commands_that_only_print",
+    "python train.py --config examples/tiny_alpaca.yaml --print_config": "test_commands_that_only_print",
+    "python tools/convert_to_hf.py --ckpt runs/tiny_alpaca/iter_0000060 --out runs/tiny_alpaca/hf": "the quickstart",
+    'python tools/generate.py runs/tiny_alpaca/hf --prompt "def main("': "the quickstart",
+}
+"""Commands that run here as they stand. The others need a cluster or a large model: their settings are parsed."""
+
+TOO_LARGE = "deepspeed --num_gpus 8 train.py --model_name meta-llama/Llama-2-7b-hf"
+ON_A_CLUSTER = (
+    "deepspeed --hostfile hostfile train.py --config run.yaml --expected_world_size 16",
+    "mpirun -np 16 -hostfile hostfile python train.py --use_mpi --config run.yaml",
+    "torchrun --nproc_per_node 8 train.py --config run.yaml",
+    "srun -n 16 python train.py --config run.yaml",
+)
+
+
+def readme_commands() -> list[str]:
+    """The lines of the README's indented blocks, continued lines joined and comments cut off."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines() if line.startswith("    ")]
+    return [re.sub(r"\s+", " ", line) for line in lines]
+
+
+def test_every_command_of_the_readme_is_run_or_parsed() -> None:
+    found = [command for command in readme_commands() if not command.startswith(TOO_LARGE)]
+    assert set(found) == set(COVERED) | set(ON_A_CLUSTER)
+
+
+def test_settings_of_the_commands_for_a_cluster_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (large,) = [command for command in readme_commands() if command.startswith(TOO_LARGE)]
+    config = load_config(shlex.split(large.partition("train.py")[2]), env={})
+    assert config.run.global_batch_size == 128
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text((ROOT / "examples" / "tiny_alpaca.yaml").read_text())
+    for command in ON_A_CLUSTER:
+        flags = shlex.split(command.partition("train.py")[2].replace("run.yaml", str(run_file)))
+        assert load_config(flags, env={}).data.dataset == "alpaca"
+
+
+@pytest.mark.parametrize("command", [command for command, test in COVERED.items() if test == "test_training_commands"])
+def test_training_commands(command: str, tmp_path: Path) -> None:
+    words = [*shlex.split(command), "--max_steps", "1", "--save_checkpoint_path", str(tmp_path / "run")]
+    ended = run(words)
+    assert ended.status == 0, ended.output
+    assert (tmp_path / "run" / "iter_0000001" / "manifest.json").exists()
+
+
+def test_commands_that_only_print(tmp_path: Path) -> None:
+    help_text = run(shlex.split("python train.py --help"))
+    assert help_text.status == 0 and "--save_checkpoint_path" in help_text.output
+    printed = run(shlex.split("python train.py --config examples/tiny_alpaca.yaml --print_config"))
+    assert printed.status == 0
+    again = tmp_path / "run.yaml"
+    again.write_text(printed.output)
+    printed_again = run(["python", "train.py", "--config", str(again), "--print_config"])
+    assert settings(printed_again.output) == settings(printed.output)
+
+
+def settings(printed: str) -> list[str]:
+    """The printed lines without their comments, which say where a value came from."""
+    return [re.sub(r"\s+#.*", "", line) for line in printed.splitlines()]
+
+
+def test_the_quickstart_runs_from_cold_without_a_compiler(tmp_path: Path) -> None:
+    """No compiler and no cache of compiled code."""
+    cold = {
+        "CXX": "/bin/false",
+        "CC": "/bin/false",
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
+        "TRITON_CACHE_DIR": str(tmp_path / "triton"),
+    }
+    words = ["python", "tools/quickstart.py", "--max_steps", "24"]
+    ended = run(words, env=cold, timeout=400)
+    assert ended.status == 0, ended.output
+    for row in (
+        "loss",
+        "validation loss",
+        "tokens per second",
+        "checkpoint",
+        "exported model",
+        "sample",
+        "your own data",
+    ):
+        assert f"│ {row} " in ended.output, ended.output
+    assert (ROOT / "runs" / "quickstart" / "hf" / "model.safetensors").exists()
