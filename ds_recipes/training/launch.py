@@ -46,9 +46,6 @@ def open_launch(config: Config, place: Place, started: float) -> Iterator[Launch
     record = world.check(
         "run folder", lambda: RunRecord(folder, config, world.size, hosts) if world.rank == 0 else None
     )
-    try:
-        yield Launch(world, folder, record, started)
-    except BaseException as error:
-        if record is not None:
-            record.fail(str(error) or type(error).__name__)
-        raise
+    if record is not None:
+        world.note_failure(record.fail)
+    yield Launch(world, folder, record, started)

@@ -11,6 +11,7 @@ import platform
 import socket
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ class RunRecord:
             OSError: the run folder cannot be written.
         """
         self._folder = run_folder
+        self._writing = threading.RLock()  # another rank's failure is noted by a thread
         self.launch = os.environ.get(LAUNCH_VARIABLE) or uuid.uuid4().hex[:12]
         run_folder.mkdir(parents=True, exist_ok=True)
         earlier = _earlier_launches(run_folder / "run.json")
@@ -75,17 +77,19 @@ class RunRecord:
     def finish(self, state: str, reason: str) -> None:
         """Record how this launch ended: complete, stopped or failed. The first word counts."""
         assert state in ("complete", "stopped", "failed")
-        if self._entry["state"] == "running":
-            self._entry |= {"state": state, "reason": reason, "ended": _now()}
-            self._write()
+        with self._writing:
+            if self._entry["state"] == "running":
+                self._entry |= {"state": state, "reason": reason, "ended": _now()}
+                self._write()
 
     def fail(self, reason: str) -> None:
         """Record that this launch failed, unless it had already ended well."""
         self.finish("failed", reason)
 
     def _write(self) -> None:
-        latest = {name: self._entry[name] for name in ("launch", "state", "reason")}
-        replace_text(self._folder / "run.json", json.dumps(latest | {"launches": self._launches}, indent=2) + "\n")
+        with self._writing:
+            latest = {name: self._entry[name] for name in ("launch", "state", "reason")}
+            replace_text(self._folder / "run.json", json.dumps(latest | {"launches": self._launches}, indent=2) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ second, so a rank that is stuck in a collective leaves too. Everyone answers a r
 killed is noticed and named.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -52,6 +53,8 @@ class Channel:
         """What this rank is doing, for messages."""
         self.leave: Callable[[], None] | None = None
         """Ends the world in order; set once there is one."""
+        self.note: Callable[[str], None] | None = None
+        """Writes down why the run failed, whichever rank it was; set on the rank that keeps the run's record."""
         self._store = store
         self._place = place
         self._ending = threading.Lock()
@@ -93,6 +96,7 @@ class Channel:
         try:
             status = self._end_together(error, status)
         except RuntimeError:  # torch's errors of a store that is gone, and with it rank 0
+            self._note(_reason(error))
             self._tell_lost_store(error)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -104,8 +108,9 @@ class Channel:
         if isinstance(error, PeerFailure):
             wait_until(lambda: store.check(["failure"]), PEER_SECONDS)
         text = describe(error) + self._whereabouts(error)
-        claim = json.dumps({"rank": place.rank, "status": status, "text": text})
+        claim = json.dumps({"rank": place.rank, "status": status, "text": text, "reason": _reason(error)})
         first = json.loads(store.compare_set("failure", "", claim))
+        self._note(str(first["reason"]))
         store.set(f"here/{place.rank}", "")
         store.add("here", 1)
         if first["rank"] == place.rank:
@@ -116,6 +121,11 @@ class Channel:
         if self._serves_the_store:
             wait_until(lambda: store.add("left", 0) >= place.size, LEAVE_SECONDS)
         return int(first["status"])
+
+    def _note(self, reason: str) -> None:
+        if self.note is not None:
+            with contextlib.suppress(OSError):  # a full disk must not keep the error from being shown
+                self.note(reason)
 
     def _show(self, text: str) -> None:
         me = str(self._place.rank)
@@ -160,6 +170,10 @@ class Channel:
             limit = self._limit
             if limit is not None and time.monotonic() > limit[0]:
                 self.fail(limit[1])
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def exit_status(error: BaseException) -> int:

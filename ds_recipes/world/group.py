@@ -52,6 +52,11 @@ class World:
         if self._channel is not None:
             self._channel.phase = phase
 
+    def note_failure(self, note: Callable[[str], None]) -> None:
+        """Call `note` with the reason if the run fails, on this rank or another. Not collective."""
+        if self._channel is not None:
+            self._channel.note = note
+
     def sum(self, values: Sequence[Number]) -> list[Number]:
         """Sums over all ranks, position by position, in float64: whole numbers are exact below 2**53."""
         return self._reduce(values, dist.ReduceOp.SUM)

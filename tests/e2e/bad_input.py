@@ -7,10 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ds_recipes.config.load import load_config
+from ds_recipes.errors import InputError
+from ds_recipes.world.resolve import resolve
 from tests.ranks.launch import fork_rank, rank_environment, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -162,28 +165,53 @@ def run_train(folder: Path, arguments: Sequence[str], env: Mapping[str, str], ti
     return Ended([done.returncode], done.stdout, time.monotonic() - started)
 
 
-def run_on_ranks(folder: Path, arguments: Sequence[str], ranks: int = 1) -> Ended:
-    """`train.py` on ranks that are forked after torch has been imported, with a launcher's variables."""
+def guarded_train(arguments: Sequence[str], folder: Path) -> int:
+    """What `train.py` does when it is started as a program."""
+    import train
+
+    return guarded(train.main, arguments, folder)
+
+
+def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str], folder: Path) -> int:
+    os.chdir(folder)
+    from ds_recipes.world.failure import run_guarded
+
+    return run_guarded(main, arguments)
+
+
+def guarded_stumble(arguments: Sequence[str], folder: Path) -> int:
+    """A launch in which rank 1 fails while the others wait for it."""
+    return guarded(stumble, arguments, folder)
+
+
+def stumble(arguments: Sequence[str]) -> int:
+    from ds_recipes.training.launch import open_launch
+
+    with open_launch(load_config(arguments), resolve(os.environ), time.monotonic()) as launch:
+        if launch.world.rank == 1:
+            raise InputError("The disk of rank 1 is gone. Look at its cable.")
+        launch.world.barrier("a meeting")
+    return 0
+
+
+def run_on_ranks(
+    folder: Path,
+    arguments: Sequence[str],
+    ranks: int = 1,
+    program: Callable[[Sequence[str], Path], int] = guarded_train,
+) -> Ended:
+    """`train.py`, or another program, on ranks forked after torch has been imported, with a launcher's variables."""
     started = time.monotonic()
     port = free_port()
     outputs = [folder / f"output-{port}-{rank}.txt" for rank in range(ranks)]
     processes = [
-        fork_rank(guarded_train, (arguments, folder), output, launcher_variables(rank, ranks, port))
+        fork_rank(program, (arguments, folder), output, launcher_variables(rank, ranks, port))
         for rank, output in enumerate(outputs)
     ]
     in_time = wait_for(processes, SECONDS)
     text = "".join(output.read_text(encoding="utf-8") for output in outputs)
     statuses = [process.exitcode for process in processes]
     return Ended(statuses, text if in_time else f"{text}\n(a rank had to be killed)", time.monotonic() - started)
-
-
-def guarded_train(arguments: Sequence[str], folder: Path) -> int:
-    """What `train.py` does when it is started as a program."""
-    os.chdir(folder)
-    import train
-    from ds_recipes.world.failure import run_guarded
-
-    return run_guarded(train.main, arguments)
 
 
 def launcher_variables(rank: int, ranks: int, port: int) -> dict[str, str]:

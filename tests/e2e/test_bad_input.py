@@ -15,6 +15,7 @@ from tests.e2e.bad_input import (
     assert_refused,
     checkpoints_in,
     damage,
+    guarded_stumble,
     run_on_ranks,
     run_train,
 )
@@ -183,6 +184,13 @@ def refuse(case: Case, folder: Path) -> None:
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert record["state"] == "failed"
     assert case.says[0] in record["reason"]
+
+
+def test_a_failure_of_another_rank_is_recorded(material: Path) -> None:
+    ended = run_on_ranks(material, Case("--save_checkpoint_path runs/stumbled", ()).arguments(), 2, guarded_stumble)
+    assert_refused(ended, ("The disk of rank 1 is gone. Look at its cable.", "(rank 1 of 2 on "))
+    record = json.loads((material / "runs/stumbled/run.json").read_text(encoding="utf-8"))
+    assert (record["state"], record["reason"]) == ("failed", "The disk of rank 1 is gone. Look at its cable.")
 
 
 @pytest.fixture(params=["silent", "without that model"])
