@@ -73,6 +73,7 @@ class Zero3Engine(Engine):
         self.model.eval()
         loss: torch.Tensor = self._deepspeed(**model_inputs(batch, self._world.device, self._attention))
         self.model.train()
+        self._drop_recording()
         return loss, batch.num_target_tokens
 
     @torch.no_grad()
@@ -83,7 +84,19 @@ class Zero3Engine(Engine):
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         logits: torch.Tensor = self._deepspeed(input_ids=input_ids, position_ids=position_ids)
         self.model.train()
+        self._drop_recording()
         return logits.float()
+
+    def _drop_recording(self) -> None:
+        """Keep a forward alone from being recorded as the order in which a step uses its parameters.
+
+        DeepSpeed records the modules of its first pass to know what to prefetch and what to keep for backward. From a
+        forward without backward it learns to keep nothing, and caches that (`__params_to_release`) for the whole run: each
+        step then gathered those parameters twice (benchmarks/step_overhead.py found it).
+        """
+        coordinator = self._zero.parameter_offload.get_param_coordinator()
+        if coordinator.is_record_trace():
+            coordinator._invalidate_trace()
 
     def shards(self) -> Iterator[Shard]:
         """This rank's flat ranges in storage order; no communication."""
