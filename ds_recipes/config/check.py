@@ -97,8 +97,9 @@ def _run_folder(config: Config) -> Iterator[str]:
 
 
 def _start_folder(config: Config) -> Iterator[str]:
-    text = config.checkpoint.load_checkpoint_path
-    if text is not None and not Path(text).is_dir():
+    """The folder to begin from; the run folder itself need not exist yet: job scripts name it in both places."""
+    text, own = config.checkpoint.load_checkpoint_path, config.checkpoint.save_checkpoint_path
+    if text is not None and not Path(text).is_dir() and (own is None or Path(text).resolve() != Path(own).resolve()):
         what = (
             "is a file; name a run folder" if Path(text).exists() else f"there is no such folder{_similar(Path(text))}"
         )

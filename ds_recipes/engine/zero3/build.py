@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ds_recipes.config.schema import OptimizerConfig
+from ds_recipes.errors import InputError
 from ds_recipes.models.loss_head import install_loss_head
 
 
@@ -45,7 +46,12 @@ class _Shards(deepspeed.zero.Init):  # type: ignore[misc]
 def shard_model(model: PreTrainedModel, ds_json: Mapping[str, Any], activation_checkpointing: bool) -> None:
     """Turn a skeleton's parameters into ZeRO-3 shards, and put the loss into its head."""
     if activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise InputError(
+                f"--activation_checkpointing: transformers cannot do that for models of type {model.config.model_type}"
+            ) from error
     install_loss_head(model)
     model.train()
     _Shards(module=model, config_dict_or_path=dict(ds_json))

@@ -24,6 +24,9 @@ FORMATS = {
     "mfu": ("mfu", "{:.1%}"),
 }
 
+MPIRUN = "OMPI_COMM_WORLD_SIZE"
+"""Set below Open MPI's mpirun, which gives rank 0 a pseudo-terminal even where its own output goes to a file."""
+
 
 class Console(Tracker):
     """Shows steps, evaluations and events of a run of `total_steps` steps that begins after `first_step` of them."""
@@ -40,7 +43,7 @@ class Console(Tracker):
         self._started = clock()
         self._silent = False
         self._bar: Progress | None = None
-        if stream.isatty():
+        if stream.isatty() and MPIRUN not in os.environ:
             numbers = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
             columns = (MofNCompleteColumn(), BarColumn(bar_width=12), TimeRemainingColumn(), numbers)
             self._bar = Progress(*columns, console=RichConsole(file=stream), refresh_per_second=2, expand=True)

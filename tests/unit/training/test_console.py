@@ -63,6 +63,19 @@ def test_a_terminal_gets_a_bar_with_the_numbers() -> None:
     assert "2/4" in shown and "6.432230" in shown and "[iter_2]" in shown
 
 
+def test_below_mpirun_a_pseudo_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open MPI gives rank 0 one even where a job's output goes to a file: a bar would fill the file."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as terminal:
+        console = Console(4, 0, terminal)
+        console.log(2, METRICS)
+        console.close()
+        shown = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert shown.startswith("step 2/4  loss 6.432230") and "\x1b" not in shown
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_reader_that_went_away_does_not_change_the_exit_status(closed: bool) -> None:
     program = (
