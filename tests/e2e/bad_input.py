@@ -1,5 +1,6 @@
 """What the tests of refusals share: tiny inputs, the real `train.py` on real ranks, and what a refusal looks like."""
 
+import importlib
 import json
 import os
 import shutil
@@ -174,7 +175,11 @@ def guarded_train(arguments: Sequence[str], folder: Path) -> int:
 
 def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str], folder: Path) -> int:
     os.chdir(folder)
+    from huggingface_hub import constants
+
     from ds_recipes.world.failure import run_guarded
+
+    importlib.reload(constants)  # they were read from the environment of the server that this process is forked from
 
     return run_guarded(main, arguments)
 
@@ -198,6 +203,7 @@ def run_on_ranks(
     folder: Path,
     arguments: Sequence[str],
     ranks: int = 1,
+    env: Mapping[str, str] | None = None,
     program: Callable[[Sequence[str], Path], int] = guarded_train,
 ) -> Ended:
     """`train.py`, or another program, on ranks forked after torch has been imported, with a launcher's variables."""
@@ -205,7 +211,7 @@ def run_on_ranks(
     port = free_port()
     outputs = [folder / f"output-{port}-{rank}.txt" for rank in range(ranks)]
     processes = [
-        fork_rank(program, (arguments, folder), output, launcher_variables(rank, ranks, port))
+        fork_rank(program, (arguments, folder), output, {**launcher_variables(rank, ranks, port), **(env or {})})
         for rank, output in enumerate(outputs)
     ]
     in_time = wait_for(processes, SECONDS)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.bad_input import write_material
+from tests.e2e.bad_input import SECONDS, write_material
+from tests.ranks.launch import fork_rank, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -12,5 +13,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, tokenizers and data; tests work in copies of it."""
     folder = tmp_path_factory.mktemp("inputs") / "inputs"
     folder.mkdir()
-    write_material(folder)
+    output = folder.with_name("output.txt")
+    process = fork_rank(write_material, (folder,), output)  # where transformers has been imported already
+    assert wait_for([process], SECONDS) and process.exitcode == 0, output.read_text(encoding="utf-8")
     return folder

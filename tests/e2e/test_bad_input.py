@@ -187,7 +187,9 @@ def refuse(case: Case, folder: Path) -> None:
 
 
 def test_a_failure_of_another_rank_is_recorded(material: Path) -> None:
-    ended = run_on_ranks(material, Case("--save_checkpoint_path runs/stumbled", ()).arguments(), 2, guarded_stumble)
+    ended = run_on_ranks(
+        material, Case("--save_checkpoint_path runs/stumbled", ()).arguments(), 2, program=guarded_stumble
+    )
     assert_refused(ended, ("The disk of rank 1 is gone. Look at its cable.", "(rank 1 of 2 on "))
     record = json.loads((material / "runs/stumbled/run.json").read_text(encoding="utf-8"))
     assert (record["state"], record["reason"]) == ("failed", "The disk of rank 1 is gone. Look at its cable.")
@@ -223,9 +225,19 @@ class EmptyHub(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("flag", ["--model_name", "--tokenizer_name"])
 def test_an_unknown_hub_name_is_refused_soon(flag: str, hub: str, material: Path, tmp_path: Path) -> None:
-    """Started as a user does: torch's import takes most of the time."""
-    env = rank_environment({"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)})
-    ended = run_train(material, Case(f"{flag} nobody/nothing", ()).arguments(), env)
+    env = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path)}
+    ended = run_on_ranks(material, Case(f"{flag} nobody/nothing", ()).arguments(), env=env)
     print(f"{ended.seconds:.1f} s\n{ended.output}")
     assert_refused(ended, ("nobody/nothing: ", flag, "Check"))
+    assert ended.seconds < LONGEST_SECONDS
+
+
+def test_a_program_of_its_own_refuses_like_a_forked_rank(material: Path, tmp_path: Path) -> None:
+    """As a user starts it, torch's import included, where the hub is switched on and nothing answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env = rank_environment({"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)})
+        ended = run_train(material, Case("--model_name nobody/nothing", ()).arguments(), env)
+    print(f"{ended.seconds:.1f} s\n{ended.output}")
+    assert_refused(ended, ("--model_name nobody/nothing", "could not be reached", "pass a folder"))
     assert ended.seconds < LONGEST_SECONDS
