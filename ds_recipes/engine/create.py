@@ -5,7 +5,7 @@ import torch
 from ds_recipes.config.ds_config import effective_ds_config
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
-from ds_recipes.data.batch import one_document
+from ds_recipes.data.batch import one_document, second_of_two
 from ds_recipes.engine.base import Engine
 from ds_recipes.errors import InputError
 from ds_recipes.models.attention import choose_attention
@@ -13,8 +13,10 @@ from ds_recipes.models.load import ModelSource
 from ds_recipes.models.skeleton import DTYPES
 from ds_recipes.world.group import World
 
-HEAD_CHECK_TOKENS = 8
+CHECK_TOKENS = 8
 HEAD_CHECK_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
+EXPERTS_TOLERANCE = {"fp32": 1e-6, "bf16": 1e-3}
+"""Nats a target token that a mixture of experts may differ by: its sums are in another order as other tokens come by."""
 
 
 def create_engine(config: Config, plan: Plan, source: ModelSource, world: World) -> Engine:
@@ -46,7 +48,7 @@ def check_loss_head(engine: Engine, vocabulary_size: int, precision: str) -> Non
     Raises:
         InputError: the two differ.
     """
-    input_ids = torch.arange(HEAD_CHECK_TOKENS)[None] % vocabulary_size  # [1, tokens]
+    input_ids = torch.arange(CHECK_TOKENS)[None] % vocabulary_size  # [1, tokens]
     batch = one_document(input_ids)
     ours, targets = engine.evaluate(batch)
     logits = engine.logits(input_ids)[0, :-1]  # [tokens - 1, vocabulary]
@@ -55,4 +57,29 @@ def check_loss_head(engine: Engine, vocabulary_size: int, precision: str) -> Non
         raise InputError(
             f"this model changes its logits after the head in a way that is not supported: its own forward gives a loss "
             f"of {float(theirs) / targets:.5f} a token where training would minimise {float(ours) / targets:.5f}"
+        )
+
+
+def check_isolation(engine: Engine, source: ModelSource, precision: str) -> None:
+    """See that a packed document's loss does not change with the document before it in its row.
+
+    It may not change in a single bit, since shapes and kernels are the same. A model that ignores position ids (ALiBi,
+    recurrent and convolution layers) would train on contaminated documents without a word. Every rank must call it, and
+    gets the same verdict.
+
+    Raises:
+        InputError: the loss changes.
+    """
+    vocabulary_size = source.vocabulary_size
+    second = torch.arange(1, CHECK_TOKENS + 1) % vocabulary_size  # [tokens]
+    losses = []
+    for offset in (vocabulary_size // 3, vocabulary_size // 2):
+        first = (torch.arange(CHECK_TOKENS) * 7 + offset) % vocabulary_size  # [tokens]
+        loss, targets = engine.evaluate(second_of_two(first, second))
+        losses.append(float(loss) / targets)
+    if abs(losses[0] - losses[1]) > (EXPERTS_TOLERANCE[precision] if source.has_experts else 0.0):
+        raise InputError(
+            "documents that share a row see each other in this model: the loss of one is "
+            f"{losses[0]:.7f} or {losses[1]:.7f}, as another stands before it. Its layers do not heed position_ids. "
+            "Use --packing off."
         )

@@ -40,6 +40,12 @@ class ModelSource:
         """Rows of the embedding."""
         return int(self.hf_config.get_text_config().vocab_size)
 
+    @property
+    def has_experts(self) -> bool:
+        """True for a mixture of experts, by the names that transformers' configs give their number."""
+        names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+        return any(getattr(self.hf_config.get_text_config(), name, None) for name in names)
+
     def initial_weights(self, device: torch.device) -> RangeReader:
         """A range reader over the initial weights. It keeps a skeleton of its own.
 

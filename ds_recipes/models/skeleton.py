@@ -39,8 +39,19 @@ def build_skeleton(
             )
     except ValueError as error:
         raise InputError(_why_not_built(hf_config, attn_implementation, str(error))) from error
+    _refuse_saved_buffers(model)
     place_buffers(model, device)
     return model
+
+
+def _refuse_saved_buffers(model: PreTrainedModel) -> None:
+    saved = model.state_dict().keys()
+    names = [name for name, _ in model.named_buffers() if name in saved]
+    if names:
+        raise InputError(
+            f"models of type {model.config.model_type} keep values beside their parameters that a checkpoint would lose "
+            f"({names[0]}{', ...' if len(names) > 1 else ''}); such models are not supported"
+        )
 
 
 def _why_not_built(hf_config: PretrainedConfig, attn_implementation: str, error: str) -> str:
@@ -59,12 +70,11 @@ def place_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Give every buffer its initial value on `device`.
 
     transformers builds models on the meta device itself and then lets `_init_weights` fill the buffers, so this does
-    the same. A sentinel finds those that a model does not fill. Persistent buffers are loaded like parameters later.
+    the same. A sentinel finds those that a model does not fill.
 
     Raises:
         InputError: a buffer that no checkpoint holds was left without a value.
     """
-    persistent = set(model.state_dict().keys())
     for prefix, module in model.named_modules():
         names = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         for name in names:
@@ -76,7 +86,7 @@ def place_buffers(model: PreTrainedModel, device: torch.device) -> None:
                 model._init_weights(module)
         for name in names:
             full_name = f"{prefix}.{name}" if prefix else name
-            if full_name not in persistent and _holds_sentinel(module._buffers[name]):
+            if _holds_sentinel(module._buffers[name]):
                 raise InputError(
                     f"{type(model).__name__} does not set its buffer {full_name} in _init_weights "
                     f"(transformers {transformers.__version__}), so it cannot be built without loading it whole"

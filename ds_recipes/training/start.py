@@ -11,7 +11,7 @@ from ds_recipes.config.schema import Config
 from ds_recipes.data.stream import Stream
 from ds_recipes.data.tokenizer import tokenizer_fingerprint
 from ds_recipes.engine.base import Engine
-from ds_recipes.engine.create import check_loss_head, create_engine
+from ds_recipes.engine.create import check_isolation, check_loss_head, create_engine
 from ds_recipes.models.flops import count_flops
 from ds_recipes.models.skeleton import parameter_shapes, tied_names
 from ds_recipes.training.announce import announce_engine, announce_inputs
@@ -55,6 +55,8 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     engine = create_engine(config, plan, inputs.source, world)
     state = load_start(config, engine, start, found, world)
     check_loss_head(engine, inputs.source.vocabulary_size, config.run.precision)
+    if config.data.packing != "off":
+        check_isolation(engine, inputs.source, config.run.precision)
     announce_engine(launch, engine, plan, state, found)
     if launch.record is not None:
         launch.record.write_ds_config(effective_ds_config(config, plan))

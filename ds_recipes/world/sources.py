@@ -71,8 +71,8 @@ def read_slurm(env: Mapping[str, str]) -> Source | None:
 
 def first_host(nodelist: str) -> str | None:
     """The first host of a SLURM list: `gpu[003-004,9],login1` gives `gpu003`."""
-    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodelist)
-    return "".join(part or "" for part in match.groups()) if match else None
+    match = re.match(r"(?:[^\[,]|\[[^\]]*\])+", nodelist)  # up to the first comma outside of brackets
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", match[0]) if match else None
 
 
 def number(env: Mapping[str, str], name: str) -> int:

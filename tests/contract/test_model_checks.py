@@ -1,0 +1,75 @@
+"""Models whose loss or whose packed documents would go wrong without a word are refused before the first step."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from ds_recipes.config.load import load_config
+from ds_recipes.config.plan import make_plan
+from ds_recipes.engine.create import check_isolation, check_loss_head, create_engine
+from ds_recipes.errors import InputError
+from ds_recipes.models.load import ModelSource
+from ds_recipes.models.loss_head import LogitTransform
+from ds_recipes.world.group import World
+from tests.ranks.launch import run_ranks
+from tests.unit.models.tiny import CONFIGS
+
+SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+CONTAMINATING = {
+    "opt": AutoConfig.for_model("opt", **SMALL, ffn_dim=48, word_embed_proj_dim=32),
+    "lfm2": AutoConfig.for_model("lfm2", **SMALL, num_key_value_heads=2, layer_types=["conv", "full_attention"]),
+}
+
+
+def verdicts(world: World, cases: Sequence[tuple[PretrainedConfig, str, bool]]) -> list[str]:
+    """For each (config, precision, whether what the model does to its logits is hidden): "passes", or the refusal."""
+    honest = LogitTransform.of
+    seen = []
+    for hf_config, precision, hidden in cases:
+        LogitTransform.of = classmethod(lambda cls, _: cls()) if hidden else honest  # type: ignore[method-assign]
+        attention = "eager" if hf_config.model_type == "gemma2" else "sdpa"
+        flags = ["--model_config", "-", "--tokenizer_name", "-", "--train_data", "-", "--save_checkpoint_path", "-"]
+        flags += ["--max_steps", "9", "--precision", precision, "--attn_implementation", attention]
+        config = load_config(flags, env={})
+        try:
+            source = ModelSource(hf_config, None, 7, False)
+            engine = create_engine(config, make_plan(config, world.size), source, world)
+            engine.load_shards(source.initial_weights(world.device))
+            check_loss_head(engine, source.vocabulary_size, precision)
+            check_isolation(engine, source, precision)
+            engine.close()
+            seen.append("passes")
+        except InputError as error:
+            seen.append(str(error))
+    return seen
+
+
+def on_ranks(ranks: int, cases: Sequence[tuple[PretrainedConfig, str, bool]]) -> list[str]:
+    first, *others = run_ranks(verdicts, ranks, cases, timeout=200)
+    assert all(other == first for other in others), "ranks disagree"
+    return first
+
+
+def test_the_families_that_are_supported_pass() -> None:
+    cases: list[Any] = [(config, precision, False) for config in CONFIGS.values() for precision in ("fp32", "bf16")]
+    assert on_ranks(1, cases) == ["passes"] * len(cases)
+
+
+def test_models_whose_documents_see_each_other_are_refused_on_every_rank() -> None:
+    for message in on_ranks(2, [(config, "fp32", False) for config in CONTAMINATING.values()]):
+        assert "documents that share a row see each other in this model" in message and "--packing off" in message
+
+
+def test_a_change_of_the_logits_that_is_not_known_is_refused() -> None:
+    capped = copy.deepcopy(CONFIGS["gemma2"])
+    capped.final_logit_softcapping = 0.01
+    for message in on_ranks(1, [(config, "fp32", True) for config in (CONFIGS["granite"], CONFIGS["cohere"], capped)]):
+        assert "changes its logits after the head" in message
+
+
+def test_values_that_a_checkpoint_would_lose_are_refused() -> None:
+    config = AutoConfig.for_model("deepseek_v3", **SMALL, first_k_dense_replace=1, n_routed_experts=4, n_group=1)
+    (message,) = on_ranks(1, [(config, "fp32", False)])
+    assert "model.layers.1.mlp.gate.e_score_correction_bias" in message and "not supported" in message
