@@ -57,6 +57,7 @@ def agree(run: Run, group: Sequence[MicroBatch], state: TrainingState) -> tuple[
     Raises:
         TrainingError: the step has no target token at all.
     """
+    run.world.doing(f"step {state.step + 1}")
     wish = run.stop.reason(reserve_seconds=run.reserve_seconds())
     sums = run.world.sum(
         [

@@ -67,7 +67,9 @@ class Console(Tracker):
         self.say(f"evaluation after step {step}: " + "  ".join(_plain(metrics)))
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
-        """Show an event: its message if it has one, else its fields."""
+        """Show an event: its message if it has one, else its fields. A failure is shown by the rank that met it."""
+        if kind == "failed":
+            return
         self.say(f"{kind.replace('_', ' ')}: " + (fields.get("message") or "  ".join(_plain(fields))))
 
     def close(self) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,27 +48,29 @@ def test_a_run_folder_keeps_its_wandb_run(tmp_path: Path) -> None:
     assert run_id(tmp_path) != run_id(tmp_path / "other")
 
 
+LAUNCH = """
+import sys
+from pathlib import Path
+from ds_recipes.config.schema import LoggingConfig
+from ds_recipes.training.trackers.background import BackgroundTracker
+from ds_recipes.training.trackers.wandb_tracker import WandbTracker
+
+project = LoggingConfig(wandb_entity="someone", wandb_project="tests", wandb_name="a run")
+settings = {"lr": 1e-4, "train_data": ("a",)}
+tracker = BackgroundTracker("wandb", lambda: WandbTracker(project, "offline", Path(sys.argv[1]), settings), print)
+for step in map(int, sys.argv[2:]):
+    metrics = {"step": step, "loss": step / 3, "lr": 1e-4, "tokens_per_sec": 10.5, "mfu": None, "data_hash": "x"}
+    tracker.log(step, metrics | {"variance_sqrt_l2": 0.25})
+    tracker.evaluation(step, {"eval_loss": 2.0, "eval_perplexity": 7.4})
+tracker.close()
+"""
+
+
 def test_an_offline_run_holds_what_was_logged_and_is_one_run_after_two_launches(tmp_path: Path) -> None:
-    notes: list[str] = []
-    for steps in ((1, 2), (3,)):
-        tracker = BackgroundTracker(
-            "wandb",
-            lambda: WandbTracker(PROJECT, "offline", tmp_path, {"lr": 1e-4, "train_data": ("a",)}),
-            notes.append,
-        )
-        for step in steps:
-            metrics = {
-                "step": step,
-                "loss": step / 3,
-                "lr": 1e-4,
-                "tokens_per_sec": 10.5,
-                "mfu": None,
-                "data_hash": "x",
-            }
-            tracker.log(step, metrics | {"variance_sqrt_l2": 0.25})
-            tracker.evaluation(step, {"eval_loss": 2.0, "eval_perplexity": 7.4})
-        tracker.close()
-    assert notes == []
+    for steps in (("1", "2"), ("3",)):
+        command = [sys.executable, "-c", LAUNCH, str(tmp_path), *steps]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert done.stdout == "", done.stdout
     runs = [list(wandb_records(path)) for path in sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))]
     assert len(runs) == 2
     started = [record.run for records in runs for record in records if record.HasField("run")]

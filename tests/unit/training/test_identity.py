@@ -1,0 +1,43 @@
+"""What must stay the same is what may be allowed to change, key by key."""
+
+from pathlib import Path
+
+import pytest
+
+from ds_recipes.config.load import load_config
+from ds_recipes.config.plan import make_plan
+from ds_recipes.config.schema import CHANGES
+from ds_recipes.errors import CheckpointError
+from ds_recipes.training.identity import identity_of, refuse_changes
+from tests.house.tree import ROOT
+
+OF_THE_CHECKPOINT = {"optimizer"}
+"""Also allows a checkpoint that was saved without the optimizer's state."""
+
+
+def identity(monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, str]:
+    monkeypatch.chdir(ROOT)
+    config = load_config(["--config", str(Path("examples/tiny_alpaca.yaml")), *flags], env={})
+    return identity_of(config, make_plan(config, 2), "data-1", "tokenizer-1")
+
+
+def test_every_key_can_be_allowed_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(identity(monkeypatch)) == set(CHANGES)
+    assert set(CHANGES) >= OF_THE_CHECKPOINT
+
+
+def test_all_differences_are_refused_at_once_and_allowed_ones_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = identity(monkeypatch)
+    now = identity(monkeypatch, "--seed", "7", "--precision", "bf16", "--global_batch_size", "24")
+    with pytest.raises(CheckpointError) as refused:
+        refuse_changes(saved, now, ["seed"], "runs/x/iter_0000001")
+    assert "precision: the checkpoint has fp32, this run has bf16" in str(refused.value)
+    assert "global_batch_size: the checkpoint has 12, this run has 24" in str(refused.value)
+    assert "seed" not in str(refused.value)
+    allowed = refuse_changes(saved, now, ["seed", "precision", "global_batch_size"], "x")
+    assert sorted(allowed) == [
+        "global_batch_size changed from 12 to 24",
+        "precision changed from fp32 to bf16",
+        "seed changed from 42 to 7",
+    ]
+    assert refuse_changes(saved, saved, [], "x") == []
