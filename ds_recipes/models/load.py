@@ -16,6 +16,7 @@ from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
 
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+HUB_COPIES = ["consolidated*", "original/*", "onnx/*"]  # the same weights in other forms
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,14 @@ def _download(world: World, model_name: str) -> Path:
 
     def fetch(offline: bool) -> Path:
         try:
-            return Path(snapshot_download(model_name, allow_patterns=HUB_PATTERNS, local_files_only=offline))
+            return Path(
+                snapshot_download(
+                    model_name,
+                    allow_patterns=HUB_PATTERNS,
+                    ignore_patterns=HUB_COPIES,
+                    local_files_only=offline,
+                )
+            )
         except (OSError, ValueError) as error:
             where = (
                 "the hub could not be reached, and it is not in the cache"
@@ -108,4 +116,4 @@ def _download(world: World, model_name: str) -> Path:
     first = world.local_rank == 0
     reachable = world.check("hub", ensure_hub_reachable_or_offline)
     found = world.check("model download", lambda: fetch(not reachable) if first else None)
-    return found or world.check("model cache", lambda: fetch(True))
+    return world.check("model cache", lambda: found or fetch(True))
