@@ -6,7 +6,8 @@ Needs nothing but this folder and a Python with torch, deepspeed and transformer
 are those of train.py; there is no data pipeline, no logging and no saving, so this is what they can reach at best.
 `mfu` is tokens per second x flops a token (6 x matmul parameters + 12 x layers x hidden x context) / the GPU's peak;
 `mfu_causal` counts attention only where causality and the documents' borders leave it. The shape `tiny` also runs
-without a GPU, as a test of this script.
+without a GPU, as a test of this script. A shape whose optimizer state does not fit the GPU steps on the host (the line
+`optimizer_device` says so).
 """
 
 import argparse
@@ -24,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.shapes import SHAPES, llama_config, random_rows
+from ds_recipes.config.load import load_config
 from ds_recipes.config.plan import make_plan
-from ds_recipes.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, RunConfig
+from ds_recipes.config.schema import Config
 from ds_recipes.engine.create import create_engine
 from ds_recipes.models.flops import count_flops
 from ds_recipes.models.load import ModelSource, find_model
@@ -36,11 +38,13 @@ from ds_recipes.world.resolve import Place
 
 DEFAULT_ROWS = {"tiny": 16, "1.3b": 8, "llama2-7b": 4}
 WARM_UP_STEPS = 3
+STATE_BYTES = 18  # a parameter: bf16 weight, float32 master, two moments and gradient
+STATE_SHARE = 0.9  # of the GPU's memory that these may take; llama2-7b needs 121 GB
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
     arguments = parse_arguments()
-    config = make_config(arguments)
     world = start(Place(0, 1, local_size=1))
     if world.device.type == "cpu" and arguments.shape != "tiny":
         sys.exit(f"--shape {arguments.shape} needs a GPU, and torch finds none. --shape tiny runs without.")
@@ -48,7 +52,7 @@ def main() -> None:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(llama_config(arguments.shape, arguments.context)))
         source = find_model(world, None, str(path), seed=0, trust_remote_code=False)
-    result = measure(arguments, config, source, world)
+    result = measure(arguments, source, world)
     report(result)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
@@ -70,27 +74,36 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_config(arguments: argparse.Namespace) -> Config:
+def make_config(arguments: argparse.Namespace, offload: bool) -> Config:
     """The settings that train.py would have, with the fastest attention that is installed."""
-    return Config(
-        model=ModelConfig(use_fast_kernels=True),
-        data=DataConfig(context_size=arguments.context),
-        run=RunConfig(
-            precision=arguments.precision,
-            batch_size_training=arguments.rows or DEFAULT_ROWS[arguments.shape],
-            gradient_accumulation_steps=arguments.micro_steps,
-            max_steps=WARM_UP_STEPS + arguments.steps,
-            activation_checkpointing=not arguments.no_activation_checkpointing,
-        ),
-        optimizer=OptimizerConfig(lr=1e-4),
-    )
+    unused = [*("--model_config", "-", "--tokenizer_name", "-", "--train_data", "-", "--save_checkpoint_path", "-")]
+    ds_config = ROOT / "ds_configs" / ("zero3_offload.json" if offload else "zero3.json")
+    settings = {
+        "use_fast_kernels": True,
+        "context_size": arguments.context,
+        "precision": arguments.precision,
+        "batch_size_training": arguments.rows or DEFAULT_ROWS[arguments.shape],
+        "gradient_accumulation_steps": arguments.micro_steps,
+        "max_steps": WARM_UP_STEPS + arguments.steps,
+        "activation_checkpointing": not arguments.no_activation_checkpointing,
+        "ds_config": ds_config,
+    }
+    return load_config([*unused, *(word for name, value in settings.items() for word in (f"--{name}", str(value)))])
 
 
-def measure(arguments: argparse.Namespace, config: Config, source: ModelSource, world: World) -> dict[str, Any]:
+def needs_offload(num_parameters: int, device: torch.device) -> bool:
+    """True if weights, gradients and optimizer state would leave no room for activations on this GPU."""
+    if device.type == "cpu":
+        return False
+    return num_parameters * STATE_BYTES > STATE_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+
+def measure(arguments: argparse.Namespace, source: ModelSource, world: World) -> dict[str, Any]:
     """Build the engine and time optimizer steps; the medians and how they follow."""
     started = time.monotonic()
     skeleton = source.skeleton(torch.float32, "eager", torch.device("cpu"))
     flops, parameters = count_flops(skeleton), sum(map(math.prod, parameter_shapes(skeleton).values()))
+    config = make_config(arguments, needs_offload(parameters, world.device))
     plan = make_plan(config, world.size)
     engine = create_engine(config, plan, source, world)
     engine.load_shards(source.initial_weights(world.device))
@@ -123,6 +136,7 @@ def measure(arguments: argparse.Namespace, config: Config, source: ModelSource, 
         "shape": arguments.shape,
         "parameters": parameters,
         "precision": arguments.precision,
+        "optimizer_device": engine.describe()["optimizer_device"],
         "attention": engine.describe()["attention"],
         "activation_checkpointing": config.run.activation_checkpointing,
         "context_size": plan.context_size,

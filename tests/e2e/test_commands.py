@@ -27,7 +27,7 @@ ON_A_CLUSTER = (
     "deepspeed --hostfile hostfile train.py --config run.yaml --expected_world_size 16",
     "mpirun -np 16 -hostfile hostfile python train.py --use_mpi --config run.yaml",
     "torchrun --nproc_per_node 8 train.py --config run.yaml",
-    "srun -n 16 python train.py --config run.yaml",
+    "srun -n 16 --kill-on-bad-exit=1 python train.py --config run.yaml",
 )
 
 

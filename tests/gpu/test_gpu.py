@@ -1,0 +1,119 @@
+"""The whole path on one GPU: train in bf16, resume, export, and the CPU's losses in fp32. Run by `make gpu-test`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 300
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU that torch can use"),
+]
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded default, made here: a GPU machine need not have run `make setup`."""
+    folder = tmp_path_factory.mktemp("default") / "embedded"
+    run(["tools/embedded_default.py", str(folder)])
+    return folder
+
+
+def run(arguments: list[str], env: dict[str, str] | None = None) -> str:
+    """Run a Python program of the project; its output, which is shown if it fails."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def train(embedded: Path, folder: Path, *flags: str, env: dict[str, str] | None = None) -> str:
+    settings = [
+        *("--model_name", str(embedded / "model"), "--dataset", "alpaca"),
+        *("--train_data", str(embedded / "alpaca.jsonl")),
+        *("--validation_data", str(embedded / "alpaca_validation.jsonl"), "--context_size", "256"),
+        *("--batch_size_training", "6", "--global_batch_size", "12", "--lr", "1e-3"),
+        *("--save_checkpoint_path", str(folder), *flags),
+    ]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "1", "train.py"]
+    return run([*launcher, *settings], env)
+
+
+def metrics(folder: Path, key: str = "loss") -> dict[int, dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if key in line}
+
+
+@pytest.fixture(scope="module")
+def in_bf16(embedded: Path) -> tuple[Path, str]:
+    """A run of 40 steps in bf16 with checkpoints at 20 and 40, and what it printed."""
+    folder = embedded.parent / "bf16"
+    return folder, train(
+        embedded, folder, "--precision", "bf16", "--max_steps", "40", "--save_interval_iteration", "20"
+    )
+
+
+def test_it_learns_in_bf16_with_fp32_masters(in_bf16: tuple[Path, str]) -> None:
+    folder, output = in_bf16
+    lines = metrics(folder)
+    assert lines[40]["loss"] < 0.9 * lines[1]["loss"]
+    assert lines[40]["memory_gib"] > 0 and lines[40]["mfu"] is not None
+    for line in ("parameters: bfloat16", "master: float32", "moments: float32", "optimizer device: cuda"):
+        assert line in output, output
+
+
+def test_resumed_it_goes_on_where_it_was(embedded: Path, in_bf16: tuple[Path, str], tmp_path: Path) -> None:
+    """The first loss is equal bit for bit; later ones may differ by the order of sums in backward kernels."""
+    whole, _ = in_bf16
+    folder = tmp_path / "resumed"
+    folder.mkdir()
+    shutil.copytree(whole / "iter_0000020", folder / "iter_0000020")
+    train(embedded, folder, "--precision", "bf16", "--max_steps", "40", "--save_interval_iteration", "20")
+    mine, theirs = metrics(folder), metrics(whole)
+    assert mine[21]["loss"] == theirs[21]["loss"]
+    for step in range(22, 41):
+        assert mine[step]["loss"] == pytest.approx(theirs[step]["loss"], rel=5e-3)
+        assert mine[step]["data_hash"] == theirs[step]["data_hash"]
+
+
+def test_it_exports_and_loads_with_plain_transformers(in_bf16: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = in_bf16
+    output = run(["tools/convert_to_hf.py", "--ckpt", str(folder / "iter_0000040"), "--out", str(tmp_path / "hf")])
+    assert "in bfloat16" in output and "loads with plain transformers" in output
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_in_fp32_the_losses_are_the_cpus(embedded: Path, tmp_path: Path, offload: bool) -> None:
+    flags = ["--precision", "fp32", "--max_steps", "10"]
+    on_gpu = [*flags, "--ds_config", "ds_configs/zero3_offload.json"] if offload else flags
+    train(embedded, tmp_path / "gpu", *on_gpu)
+    train(embedded, tmp_path / "cpu", *flags, env={"CUDA_VISIBLE_DEVICES": ""})
+    mine, theirs = metrics(tmp_path / "gpu"), metrics(tmp_path / "cpu")
+    assert mine[1]["loss"] == pytest.approx(theirs[1]["loss"], rel=1e-5)
+    assert mine[1]["grad_norm"] == pytest.approx(theirs[1]["grad_norm"], rel=1e-4)
+    for step in range(2, 11):
+        assert mine[step]["loss"] == pytest.approx(theirs[step]["loss"], rel=1e-3)
+
+
+def test_the_benchmark_of_training_runs(tmp_path: Path) -> None:
+    arguments = ["--shape", "tiny", "--context", "1024", "--seconds", "10", "--json", str(tmp_path / "result.json")]
+    run(["benchmarks/gpu_train.py", *arguments])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["tokens_per_sec"] > 0 and result["peak_memory_gib"] > 0
+    assert result["loss_last"] < result["loss_first"] + 0.5
