@@ -90,26 +90,23 @@ def _token_loss(
     logits: torch.Tensor, target_ids: torch.Tensor, transform: LogitTransform, with_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Sum of cross-entropy of one chunk, and its gradient with respect to the head's raw output in that output's dtype."""
-    raw_dtype = logits.dtype
-    scores = logits.float()  # [chunk, vocabulary]
+    scores, slope = logits, None  # [chunk, vocabulary]
     if transform.scale != 1.0:
-        scores = scores * transform.scale
-    slope = None
+        scores = scores.float() * transform.scale
     if transform.cap is not None:
-        squashed = torch.tanh(scores / transform.cap)
+        squashed = torch.tanh(scores.float() / transform.cap)
         scores, slope = squashed * transform.cap, 1.0 - squashed.square()
-    log_norm = torch.logsumexp(scores, dim=-1, keepdim=True)  # [chunk, 1]
-    picked = scores.gather(1, target_ids[:, None])  # [chunk, 1]
-    loss = (log_norm - picked).sum()
+    log_probs = torch.log_softmax(scores, dim=-1, dtype=torch.float32)  # [chunk, vocabulary]
+    loss = -log_probs.gather(1, target_ids[:, None]).sum()
     if not with_gradient:
         return loss, None
-    gradient = (scores - log_norm).exp_()  # softmax, [chunk, vocabulary]
-    gradient.scatter_add_(1, target_ids[:, None], gradient.new_full((1, 1), -1.0).expand_as(picked))
+    gradient = log_probs.exp_()  # softmax
+    gradient.scatter_add_(1, target_ids[:, None], gradient.new_full((1, 1), -1.0).expand(len(target_ids), 1))
     if slope is not None:
         gradient *= slope
     if transform.scale != 1.0:
         gradient *= transform.scale
-    return loss, gradient.to(raw_dtype)
+    return loss, gradient.to(logits.dtype)
 
 
 def token_loss_sum(
