@@ -31,21 +31,13 @@ KEPT_ELEMENTS = 1 << 18
 """Made tensors up to this size are kept: engines come back for the small ones (norms, biases) in a second pass."""
 
 
-class MadeWeights:
-    """A range reader over tensors that are made when they are first asked for, a group at a time.
-
-    Only the newest group and the small tensors are held, so memory is bounded by the largest group.
-    """
+class _Weights:
+    """What every source of initial weights says of itself: names, shapes, and that there is no optimizer state."""
 
     optimizer_step = 0
 
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], make_group: Callable[[str], dict[str, torch.Tensor]]
-    ) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._shapes = dict(shapes)
-        self._make_group = make_group
-        self._newest: dict[str, torch.Tensor] = {}
-        self._small: dict[str, torch.Tensor] = {}
 
     @property
     def names(self) -> list[str]:
@@ -56,6 +48,21 @@ class MadeWeights:
 
     def has(self, kind: str) -> bool:
         return kind == "fp32"
+
+
+class MadeWeights(_Weights):
+    """A range reader over tensors that are made when they are first asked for, a group at a time.
+
+    Only the newest group and the small tensors are held, so memory is bounded by the largest group.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], make_group: Callable[[str], dict[str, torch.Tensor]]
+    ) -> None:
+        super().__init__(shapes)
+        self._make_group = make_group
+        self._newest: dict[str, torch.Tensor] = {}
+        self._small: dict[str, torch.Tensor] = {}
 
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened parameter into `out`."""
@@ -127,7 +134,7 @@ def _real_parameters(unit: nn.Module, device: torch.device) -> Iterator[None]:
             module._parameters[key] = parameter
 
 
-class FolderWeights:
+class FolderWeights(_Weights):
     """A range reader over a Hugging Face safetensors folder.
 
     A parameter that lies in the folder with its shape is read straight from the memory map. One that transformers
@@ -135,12 +142,10 @@ class FolderWeights:
     conversion, one parameter at a time.
     """
 
-    optimizer_step = 0
-
     def __init__(self, skeleton: PreTrainedModel, folder: Path) -> None:
+        super().__init__(parameter_shapes(skeleton))
         self._folder = folder
         self._skeleton = skeleton
-        self._shapes = parameter_shapes(skeleton)
         self._conversions = get_model_conversion_mapping(skeleton)
         self._files = HfFolder(folder)
         self._plain, self._sources = self._plan()
@@ -214,16 +219,6 @@ class FolderWeights:
     def _open(self, file_name: str) -> Any:
         with safe_open(self._files.file_of[file_name].path, framework="pt") as file:
             return file.get_slice(file_name)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
-
-    def has(self, kind: str) -> bool:
-        return kind == "fp32"
 
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened parameter into `out`."""
