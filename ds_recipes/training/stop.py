@@ -10,14 +10,17 @@ import time
 from pathlib import Path
 from types import FrameType
 
+REPEAT_SECONDS = 3.0
+"""A second signal so soon is the same wish: at Ctrl-C a terminal signals the ranks, and their launcher does so too."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
     """This rank's wish to stop, with its reason.
 
-    A second signal ends the process at once. The STOP file is looked for by rank 0 alone; one older than this launch is
-    removed at the start.
+    A second signal, later than `REPEAT_SECONDS`, ends the process at once. The STOP file is looked for by rank 0 alone; one
+    older than this launch is removed at the start.
     """
 
     def __init__(self, run_folder: Path, is_rank_zero: bool, started: float, stop_after_seconds: float | None) -> None:
@@ -27,15 +30,17 @@ class StopRequest:
         self._deadline = None if stop_after_seconds is None else started + stop_after_seconds
         self._stop_after_seconds = stop_after_seconds
         self._signal: int | None = None
+        self._signalled = 0.0  # time.monotonic() of the first signal
         if is_rank_zero:
             self._file.unlink(missing_ok=True)
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None:
+        if self._signal is None:
+            self._signal, self._signalled = number, time.monotonic()
+        elif time.monotonic() - self._signalled > REPEAT_SECONDS:
             os._exit(128 + number)
-        self._signal = number
 
     def reason(self, reserve_seconds: float) -> str | None:
         """Why this rank wants to stop now, or None. `reserve_seconds` is kept before the deadline, for a step and a save."""
