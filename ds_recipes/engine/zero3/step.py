@@ -12,7 +12,7 @@ from ds_recipes.config.schema import OptimizerConfig
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.base import Engine, Shard, StepResult
 from ds_recipes.engine.inputs import model_inputs
-from ds_recipes.engine.zero3.build import make_optimizer, shard_model, start_deepspeed
+from ds_recipes.engine.zero3.build import make_optimizer, shard_model, share_offloaded_gradients, start_deepspeed
 from ds_recipes.engine.zero3.local_state import LocalState
 from ds_recipes.models.skeleton import parameter_shapes
 from ds_recipes.ranges import RangeReader
@@ -41,6 +41,7 @@ class Zero3Engine(Engine):
         torch_optimizer = make_optimizer(skeleton, shapes, optimizer)
         self._deepspeed = start_deepspeed(skeleton, torch_optimizer, ds_json)
         self._zero = self._deepspeed.optimizer
+        share_offloaded_gradients(self._zero)
         names = {id(parameter): name for name, parameter in skeleton.named_parameters()}
         self._local = LocalState(self._zero, names, world.rank)
         self.optimizer_step = 0
