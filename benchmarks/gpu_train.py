@@ -6,8 +6,9 @@ Needs nothing but this folder and a Python with torch, deepspeed and transformer
 are those of train.py; there is no data pipeline, no logging and no saving, so this is what they can reach at best.
 `mfu` is tokens per second x flops a token (6 x matmul parameters + 12 x layers x hidden x context) / the GPU's peak;
 `mfu_causal` counts attention only where causality and the documents' borders leave it. The shape `tiny` also runs
-without a GPU, as a test of this script. A shape whose optimizer state does not fit the GPU steps on the host (the line
-`optimizer_device` says so).
+without a GPU, as a test of this script. A shape whose optimizer state does not fit the GPU keeps it in host memory and
+steps there: a line says so first, and `optimizer_device` in the result. It then takes all rows of a step at once, since
+every micro-step would carry the gradients to the host and back. A host without room for that is refused at once.
 """
 
 import argparse
@@ -40,14 +41,17 @@ DEFAULT_ROWS = {"tiny": 16, "1.3b": 8, "llama2-7b": 4}
 WARM_UP_STEPS = 3
 STATE_BYTES = 18  # a parameter: bf16 weight, float32 master, two moments and gradient
 STATE_SHARE = 0.9  # of the GPU's memory that these may take; llama2-7b needs 121 GB
+HOST_BYTES = 18  # a parameter, offloaded: master, two moments, gradient (pinned: rounded up to a power of two)
+MICRO_STEPS = 2
+GB = 1e9
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
     arguments = parse_arguments()
-    world = start(Place(0, 1, local_size=1))
-    if world.device.type == "cpu" and arguments.shape != "tiny":
+    if not torch.cuda.is_available() and arguments.shape != "tiny":
         sys.exit(f"--shape {arguments.shape} needs a GPU, and torch finds none. --shape tiny runs without.")
+    world = start(Place(0, 1, local_size=1))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(llama_config(arguments.shape, arguments.context)))
@@ -64,7 +68,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=list(SHAPES), default="1.3b")
     parser.add_argument("--context", type=int, default=4096, help="tokens a row")
     parser.add_argument("--rows", type=int, help="rows a micro-step; default: by shape")
-    parser.add_argument("--micro_steps", type=int, default=2, help="micro-steps an optimizer step")
+    parser.add_argument(
+        "--micro_steps", type=int, help=f"micro-steps an optimizer step; default: {MICRO_STEPS}; offloaded: 1"
+    )
     parser.add_argument("--shortest", type=int, default=256, help="shortest document, tokens; the context: one a row")
     parser.add_argument("--seconds", type=float, default=90.0, help="how long to measure")
     parser.add_argument("--steps", type=int, default=50, help="at most so many measured steps")
@@ -78,12 +84,14 @@ def make_config(arguments: argparse.Namespace, offload: bool) -> Config:
     """The settings that train.py would have, with the fastest attention that is installed."""
     unused = [*("--model_config", "-", "--tokenizer_name", "-", "--train_data", "-", "--save_checkpoint_path", "-")]
     ds_config = ROOT / "ds_configs" / ("zero3_offload.json" if offload else "zero3.json")
+    micro_steps = arguments.micro_steps or (1 if offload else MICRO_STEPS)
+    rows = DEFAULT_ROWS[arguments.shape] * (MICRO_STEPS if offload else 1)
     settings = {
         "use_fast_kernels": True,
         "context_size": arguments.context,
         "precision": arguments.precision,
-        "batch_size_training": arguments.rows or DEFAULT_ROWS[arguments.shape],
-        "gradient_accumulation_steps": arguments.micro_steps,
+        "batch_size_training": arguments.rows or rows,
+        "gradient_accumulation_steps": micro_steps,
         "max_steps": WARM_UP_STEPS + arguments.steps,
         "activation_checkpointing": not arguments.no_activation_checkpointing,
         "ds_config": ds_config,
@@ -92,10 +100,37 @@ def make_config(arguments: argparse.Namespace, offload: bool) -> Config:
 
 
 def needs_offload(num_parameters: int, device: torch.device) -> bool:
-    """True if weights, gradients and optimizer state would leave no room for activations on this GPU."""
+    """True if weights, gradients and optimizer state would leave no room for activations on this GPU; says so."""
     if device.type == "cpu":
         return False
-    return num_parameters * STATE_BYTES > STATE_SHARE * torch.cuda.get_device_properties(device).total_memory
+    on_gpu, memory = num_parameters * STATE_BYTES, torch.cuda.get_device_properties(device).total_memory
+    if on_gpu <= STATE_SHARE * memory:
+        return False
+    on_host, free = num_parameters * HOST_BYTES, available_host_bytes()
+    if free is not None and on_host > free:
+        sys.exit(
+            f"weights, gradients and optimizer state take {on_gpu / GB:.0f} GB and the GPU has {memory / GB:.0f}; on the "
+            f"host they would take {on_host / GB:.0f} GB, and {free / GB:.0f} are free there. Choose a smaller shape."
+        )
+    print(
+        f"weights, gradients and optimizer state take {on_gpu / GB:.0f} GB and the GPU has {memory / GB:.0f}: the "
+        f"optimizer is offloaded to the host ({on_host / GB:.0f} GB there)",
+        flush=True,
+    )
+    return True
+
+
+def available_host_bytes() -> int | None:
+    """Host memory that is free, or its control group's limit if that is less; None where Linux does not say."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()))
+    return free
 
 
 def measure(arguments: argparse.Namespace, source: ModelSource, world: World) -> dict[str, Any]:

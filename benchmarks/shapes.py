@@ -8,7 +8,7 @@ from ds_recipes.data.batch import MicroBatch
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {  # the embedded default's
-        "vocab_size": 8192,
+        "vocab_size": 4096,
         "hidden_size": 256,
         "intermediate_size": 704,
         "num_hidden_layers": 6,
