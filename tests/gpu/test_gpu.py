@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from ds_recipes.training.meter import peak_flops
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
 
@@ -73,7 +75,8 @@ def test_it_learns_in_bf16_with_fp32_masters(in_bf16: tuple[Path, str]) -> None:
     folder, output = in_bf16
     lines = metrics(folder)
     assert lines[40]["loss"] < 0.9 * lines[1]["loss"]
-    assert lines[40]["memory_gib"] > 0 and lines[40]["mfu"] is not None
+    known = peak_flops(torch.cuda.get_device_name(), "bf16") is not None
+    assert lines[40]["memory_gib"] > 0 and (lines[40]["mfu"] is not None) == known
     for line in ("parameters: bfloat16", "master: float32", "moments: float32", "optimizer device: cuda"):
         assert line in output, output
 
