@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ds_recipes.config.entries import nearest
-from ds_recipes.config.schema import Config, values_of
-from ds_recipes.config.values import COMMAND_LINE
+from ds_recipes.config.data_check import data_files, format_files
+from ds_recipes.config.missing import similar, where_given
+from ds_recipes.config.schema import Config
 
 
 def check_inputs(config: Config) -> list[str]:
     """What is wrong with the files that the settings name, one line each. Reads this host's files, no network."""
     return [
-        *_data_files(config, "train_data"),
-        *_data_files(config, "validation_data"),
+        *data_files(config, "train_data"),
+        *data_files(config, "validation_data"),
+        *format_files(config),
         *_model(config),
         *_tokenizer(config),
         *_run_folder(config),
@@ -28,34 +29,16 @@ def is_folder_name(name: str) -> bool:
     return Path(name).is_dir() or re.match(r"[/.~]", name) is not None or name.count("/") > 1 or name.endswith("/")
 
 
-def _data_files(config: Config, name: str) -> Iterator[str]:
-    for text in values_of(config)[name]:
-        path, where = Path(text), _where(config, name, text)
-        if path.is_dir():
-            yield f"{where}: is a folder; name the files in it, such as {_example(path)}"
-        elif not path.exists():
-            yield f"{where}: there is no such file{_similar(path)}"
-        elif path.is_file():
-            try:
-                with path.open("rb") as file:
-                    is_empty = not file.read(1)
-            except OSError as error:
-                yield f"{where}: cannot be read: {error.strerror}"
-                continue
-            if is_empty:
-                yield f"{where}: the file is empty; name one with a JSON object a line, or a JSON array"
-
-
 def _model(config: Config) -> Iterator[str]:
     name = "model_name" if config.model.model_name is not None else "model_config"
     text = config.model.model_name or config.model.model_config or ""
-    where = _where(config, name, text)
+    where = where_given(config, name, text)
     if name == "model_name" and not is_folder_name(text):
         return
     path = Path(text) / "config.json" if Path(text).is_dir() else Path(text)
     if not path.exists():
         what = "no config.json in this folder" if Path(text).is_dir() else f"there is no such {_thing(name)}"
-        yield f"{where}: {what}{_similar(path)}"
+        yield f"{where}: {what}{similar(path)}"
         return
     if name == "model_name" and path.is_file() and path.name != "config.json":
         yield f"{where}: is a file; name the folder with config.json and safetensors files"
@@ -82,9 +65,9 @@ def _tokenizer(config: Config) -> Iterator[str]:
     text = config.model.tokenizer_name
     if text is None or not is_folder_name(text):
         return
-    where, path = _where(config, "tokenizer_name", text), Path(text)
+    where, path = where_given(config, "tokenizer_name", text), Path(text)
     if not path.is_dir():
-        yield f"{where}: there is no such folder{_similar(path)}"
+        yield f"{where}: there is no such folder{similar(path)}"
     elif not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         yield f"{where}: no tokenizer in this folder (tokenizer.json, tokenizer_config.json or tokenizer.model)"
 
@@ -93,7 +76,7 @@ def _run_folder(config: Config) -> Iterator[str]:
     text = config.checkpoint.save_checkpoint_path or ""
     blocking = next((path for path in (Path(text), *Path(text).parents) if path.exists()), None)
     if blocking is not None and not blocking.is_dir():
-        yield f"{_where(config, 'save_checkpoint_path', text)}: {blocking} is a file; name a folder, which is made if it is missing"
+        yield f"{where_given(config, 'save_checkpoint_path', text)}: {blocking} is a file; name a folder (it is made)"
 
 
 def _start_folder(config: Config) -> Iterator[str]:
@@ -101,37 +84,10 @@ def _start_folder(config: Config) -> Iterator[str]:
     text, own = config.checkpoint.load_checkpoint_path, config.checkpoint.save_checkpoint_path
     if text is not None and not Path(text).is_dir() and (own is None or Path(text).resolve() != Path(own).resolve()):
         what = (
-            "is a file; name a run folder" if Path(text).exists() else f"there is no such folder{_similar(Path(text))}"
+            "is a file; name a run folder" if Path(text).exists() else f"there is no such folder{similar(Path(text))}"
         )
-        yield f"{_where(config, 'load_checkpoint_path', text)}: {what}"
-
-
-def _where(config: Config, name: str, text: str) -> str:
-    origin = config.origins.get(name, "default")
-    return f"--{name} {text} (command line)" if origin == COMMAND_LINE else f"{origin}: {name} {text}"
+        yield f"{where_given(config, 'load_checkpoint_path', text)}: {what}"
 
 
 def _thing(name: str) -> str:
     return "folder" if name == "model_name" else "file"
-
-
-def _similar(path: Path) -> str:
-    """What to do: take the nearest name in the same folder, or look where the path leads."""
-    parent = path.parent
-    if not parent.is_dir():
-        missing = next(folder for folder in reversed((parent, *parent.parents)) if not folder.exists())
-        return f" ({missing} does not exist); check the path{_looked_in(path)}"
-    try:
-        guess = nearest(path.name, [other.name for other in parent.iterdir()])
-    except OSError:
-        guess = None
-    return f"; did you mean {parent / guess}?" if guess else f"; check the path{_looked_in(path)}"
-
-
-def _looked_in(path: Path) -> str:
-    return "" if path.is_absolute() else f" (looked in {Path.cwd()})"
-
-
-def _example(folder: Path) -> str:
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".jsonl", ".json"))
-    return str(files[0] if files else folder / "train.jsonl")

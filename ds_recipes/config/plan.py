@@ -1,6 +1,7 @@
 """Every number that follows from the settings, the number of ranks and the length of the data. Pure arithmetic."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -27,7 +28,7 @@ class Plan:
     context_size: int  # tokens a row
     tokens_per_step: int  # all ranks, padding included
     rows_per_epoch: int | None
-    total_rows: int | None  # rows of all epochs; those after it are blank. None: epochs do not limit the run
+    total_rows: int | None  # positions of all epochs; rows after them are blank. None: epochs do not limit the run
     total_steps: int | None
     lr: float
     lr_min: float
@@ -36,8 +37,12 @@ class Plan:
     decay_steps: int | None  # cosine, linear: step where lr_min is reached; wsd: length of the last phase; else None
 
 
-def make_plan(config: Config, world_size: int, rows_per_epoch: int | None = None) -> Plan:
+def make_plan(
+    config: Config, world_size: int, rows_per_epoch: int | None = None, skipped: Sequence[tuple[int, int]] = ()
+) -> Plan:
     """Lay out the run for `world_size` ranks and an epoch of `rows_per_epoch` packed rows (None: not known yet).
+
+    `skipped` are positions [start, stop) of the run's order that are left out; they do not overlap.
 
     Raises:
         ConfigError: batch sizes do not divide, or the learning rate's phases do not fit into the run.
@@ -47,7 +52,9 @@ def make_plan(config: Config, world_size: int, rows_per_epoch: int | None = None
     global_rows = config.run.batch_size_training * micro_steps * world_size
     tokens_per_step = global_rows * config.data.context_size
     total_rows = _total_rows(config, rows_per_epoch)
-    total_steps = _total_steps(config, total_rows, global_rows, tokens_per_step)
+    num_skipped = 0 if total_rows is None else sum(max(min(stop, total_rows) - start, 0) for start, stop in skipped)
+    trained_rows = None if total_rows is None else max(total_rows - num_skipped, 1)
+    total_steps = _total_steps(config, trained_rows, global_rows, tokens_per_step)
     warmup_steps, decay_steps = (None, None) if total_steps is None else _schedule_steps(config, total_steps)
     return Plan(
         world_size=world_size,
@@ -120,10 +127,10 @@ def _total_rows(config: Config, rows_per_epoch: int | None) -> int | None:
     return None if epochs is None or rows_per_epoch is None else epochs * rows_per_epoch
 
 
-def _total_steps(config: Config, total_rows: int | None, global_rows: int, tokens_per_step: int) -> int | None:
+def _total_steps(config: Config, trained_rows: int | None, global_rows: int, tokens_per_step: int) -> int | None:
     limits = []
-    if total_rows is not None:
-        limits.append(-(-total_rows // global_rows))
+    if trained_rows is not None:
+        limits.append(-(-trained_rows // global_rows))
     if config.run.max_steps is not None:
         limits.append(config.run.max_steps)
     if config.run.max_tokens is not None:

@@ -86,7 +86,9 @@ def reference_page() -> str:
 
 
 def _help_entry(head: str, doc: str, width: int) -> list[str]:
-    return [f"  {head}", *textwrap.wrap(doc, width, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    if len(head) + 2 > width:  # many choices: let them break at a bar
+        head = textwrap.fill(head.replace("|", " | "), width - 2, subsequent_indent=" " * 6)
+    return [*f"  {head}".splitlines(), *textwrap.wrap(doc, width, initial_indent=" " * 6, subsequent_indent=" " * 6)]
 
 
 def _sentence(item: Field[Any]) -> str:

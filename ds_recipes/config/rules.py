@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from ds_recipes.config.data_rules import DATA_RULES
 from ds_recipes.config.draft import Draft
 
 
@@ -36,28 +37,9 @@ def _attention(draft: Draft) -> Iterator[str]:
         )
 
 
-def _train_data(draft: Draft) -> Iterator[str]:
-    if draft.values["train_data"]:
-        return
-    if draft.seed_dataset:
-        file = "alpaca_data.json" if draft.values["dataset"] == "alpaca" else "wikipedia.jsonl"
-        yield (
-            f"dataset is {draft.seed_dataset} ({draft.origins['dataset']}), but train_data is not set: the path is no longer "
-            f"kept in the source, so give it as --train_data path/to/{file}"
-        )
-    else:
-        yield "train_data is not set: name one or more JSONL or JSON files with --train_data"
-
-
 def _run_folder(draft: Draft) -> Iterator[str]:
     if draft.values["save_checkpoint_path"] is None:
         yield "save_checkpoint_path is not set: name the run folder with --save_checkpoint_path"
-
-
-def _validation(draft: Draft) -> Iterator[str]:
-    asked = draft.origins["run_validation"] == "command line" and draft.values["run_validation"]
-    if asked and not draft.values["validation_data"]:
-        yield f"{draft.describe('run_validation')}, but validation_data is not set: name its files with --validation_data"
 
 
 def _learning_rate(draft: Draft) -> Iterator[str]:
@@ -115,9 +97,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Draft], Iterator[str]]], ...] = (
     (("model_name", "model_config"), _model),
     (("model_name", "model_config", "tokenizer_name"), _tokenizer),
     (("attn_implementation", "use_fast_kernels"), _attention),
-    (("dataset", "train_data"), _train_data),
+    *DATA_RULES,
     (("save_checkpoint_path",), _run_folder),
-    (("run_validation", "validation_data"), _validation),
     (("lr", "lr_min"), _learning_rate),
     (("lr_warmup", "lr_decay"), _whole_steps),
     (("lr_warmup", "lr_decay", "lr_decay_style"), _phases),

@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from ds_recipes.config.data_settings import DataConfig
 from ds_recipes.config.setting import setting
 
 CHANGES = (
     "data",
     "tokenizer",
     "dataset",
+    "mixture",
+    "validation_split",
     "packing",
+    "truncation",
     "context_size",
     "seed",
     "global_batch_size",
@@ -46,32 +50,20 @@ class ModelConfig:
         False, "Pick the fastest attention kernel that is installed. Instead of attn_implementation."
     )
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model or the tokenizer.")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The records and how they become rows of tokens."""
-
-    dataset: str = setting(
-        "text",
-        "Format of a record. text: {'text'}; alpaca: {'instruction', 'input', 'output'}, the prompt is no target.",
-        choices=("text", "alpaca"),
+    added_tokens: tuple[str, ...] = setting(
+        (), "Tokens to add to the tokenizer, never split; the model's embedding grows where it has to."
     )
-    train_data: tuple[str, ...] = setting(
-        (), "Training data: one or more JSONL or JSON files, read one after the other.", unit="path"
+    new_token_init: str = setting(
+        "mean",
+        "Values of the embedding's new rows. mean: the mean of all old rows; random: the model's own initialisation.",
+        choices=("mean", "random"),
     )
-    validation_data: tuple[str, ...] = setting((), "Validation data, in the format of the training data.", unit="path")
-    context_size: int = setting(
-        2048, "Length of a row; a document never sees another one in its row.", unit="tokens", least=2
-    )
-    packing: str = setting(
-        "documents",
-        "How rows are filled. documents: whole documents side by side, long ones cut; concat: one stream cut into rows "
-        "without gaps; off: one document a row.",
-        choices=("documents", "concat", "off"),
-    )
-    num_workers_dataloader: int = setting(
-        1, "Background workers a rank that prepare rows; 0 prepares them in the loop.", unit="workers", least=0
+    pad_vocabulary_to: int | None = setting(
+        None,
+        "Pad the embedding's rows to a multiple of this, such as 64.",
+        unit="rows",
+        least=1,
+        default_doc="no padding",
     )
 
 
@@ -292,7 +284,7 @@ class Config:
     """
 
     model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
+    data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = RunConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     adapters: AdapterConfig = AdapterConfig()

@@ -27,7 +27,8 @@ FLAGS = {
     "--stop_after 0s": "--stop_after must be above 0, not 0 (command line)",
     "--peft_method qlora": "--peft_method must be None, not 'qlora' (command line)",
     "--allow_change lr": (
-        "--allow_change must be data, tokenizer, dataset, packing, context_size, seed, global_batch_size, precision or "
+        "--allow_change must be data, tokenizer, dataset, mixture, validation_split, packing, truncation, context_size, seed, "
+        "global_batch_size, precision or "
         "optimizer, not 'lr' (command line)"
     ),
     "--validation_data": "--validation_data needs a value (command line)",
@@ -49,17 +50,6 @@ FLAGS = {
     ),
     "--lora_r 8": "--lora_r 8 (command line): LoRA is not there yet; leave it out, and the whole model is trained",
     "--precision fp16": "--precision fp16 (command line): fp16 is not there yet; use bf16, or fp32 where bfloat16 is missing",
-    "--dataset chat": (
-        "--dataset chat (command line): the chat format is not there yet; use alpaca for instructions, or text"
-    ),
-    "--dataset my/data.py:records": (
-        "--dataset my/data.py:records (command line): a format of your own is not there yet; write the records as "
-        "{'text': ...} and use text"
-    ),
-    "--validation_data 0.7:a.jsonl": (
-        "--validation_data 0.7:a.jsonl (command line): weights before a path are not there yet; give plain paths, which "
-        "are read one after the other"
-    ),
     "--pure_bf16 --precision fp32": (
         "--pure_bf16 makes precision bf16, but --precision makes it fp32 (both command line). Leave one of them out."
     ),
@@ -76,7 +66,8 @@ FLAGS = {
         "(command line). Leave one of them out."
     ),
     "--run_validation": (
-        "--run_validation is true (command line), but validation_data is not set: name its files with --validation_data"
+        "--run_validation is true (command line), but validation_data is not set: name its files with --validation_data, or "
+        "hold out a fraction of the training data with --validation_split"
     ),
     "--lr 1e-5 --lr_min 1e-4": (
         "--lr_min is 0.0001 (command line), above lr: --lr is 1e-05 (command line). The learning rate falls from lr to lr_min."
@@ -294,7 +285,7 @@ def test_what_is_missing_is_named() -> None:
             "model_name is not set: name a folder or a hub id with --model_name, or a config JSON with --model_config to start "
             "from random weights"
         ),
-        "train_data is not set: name one or more JSONL or JSON files with --train_data",
+        "train_data is not set: name one or more files, globs or folders with --train_data",
         "save_checkpoint_path is not set: name the run folder with --save_checkpoint_path",
     )
 

@@ -22,6 +22,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def problems(**changes: str) -> list[str]:
+    if "prompt_template" in changes:
+        changes["dataset"] = "alpaca"
     settings = {
         "model_name": "./model",
         "tokenizer_name": "./tokenizer",
@@ -50,8 +52,13 @@ CASES = {
     ("train_data", "date/train.jsonl"): (
         "--train_data date/train.jsonl (command line): there is no such file (date does not exist); check the path (looked in HERE)"
     ),
-    ("train_data", "data"): (
-        "--train_data data (command line): is a folder; name the files in it, such as data/train.jsonl"
+    ("train_data", "run"): (
+        "--train_data run (command line): is a folder without data files (.jsonl, .json, .jsonl.gz, .json.gz, "
+        ".jsonl.zst, .json.zst, .parquet, .csv, .bin)"
+    ),
+    ("train_data", "data/*.csv"): "--train_data data/*.csv (command line): no file matches this pattern",
+    ("prompt_template", "gone.json"): (
+        "--prompt_template gone.json (command line): there is no such file; check the path (looked in HERE)"
     ),
     ("validation_data", "empty"): (
         "--validation_data empty (command line): the file is empty; name one with a JSON object a line, or a JSON array"
@@ -79,10 +86,10 @@ CASES = {
         "model/config.json). Set context_size to 2048 at most."
     ),
     ("save_checkpoint_path", "empty"): (
-        "--save_checkpoint_path empty (command line): empty is a file; name a folder, which is made if it is missing"
+        "--save_checkpoint_path empty (command line): empty is a file; name a folder (it is made)"
     ),
     ("save_checkpoint_path", "empty/run"): (
-        "--save_checkpoint_path empty/run (command line): empty is a file; name a folder, which is made if it is missing"
+        "--save_checkpoint_path empty/run (command line): empty is a file; name a folder (it is made)"
     ),
     ("load_checkpoint_path", "gone"): (
         "--load_checkpoint_path gone (command line): there is no such folder; check the path (looked in HERE)"
