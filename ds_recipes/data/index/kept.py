@@ -1,0 +1,255 @@
+"""What was found out about a file, kept in a folder that is named by the file and its state.
+
+    .index_cache/train.jsonl-3f9c2a01-lines-5b1e0c9d8a7f6e54/
+        meta.json           the file and its state, the facts found, and the length and digest of every array
+        bounds.npy ...      int64 arrays, opened as memory maps
+
+A state is size, time of change, and a hash of head and tail. If any of them changes, the name changes, and what was kept
+of the old state is deleted. (Bytes that change between head and tail, while size and time stay, are not seen.) Opening
+costs the same whatever the file's size. An entry that is not whole in every respect is made again, never believed.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ds_recipes.data.index.raw import open_packed, reading
+from ds_recipes.data.published import publishing
+from ds_recipes.errors import InputError
+
+VERSION = 1
+META = "meta.json"
+ENDS_BYTES = 1 << 16
+"""Hashed at the head and at the tail of a data file: as much as one read brings."""
+
+ARRAY_ENDS_BYTES = 1 << 24
+"""The same of an array: those up to 32 MiB are verified whole."""
+
+SMALL_ARRAY_BYTES = 1 << 18
+"""Read rather than mapped: a map keeps a file open, and a folder may hold thousands of small files."""
+
+HEADER_BYTES = 128  # of a .npy file with one dimension
+MOST_META_BYTES = 1 << 20
+MOST_NAME_BYTES = 120
+ABANDONED_SECONDS = 86_400
+"""A part in which nothing was written for so long belongs to a job that was killed."""
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What tells, at the cost of one look, that a file is still what it was."""
+
+    path: str  # absolute, links followed
+    size: int  # bytes
+    mtime_ns: int
+    ends: str  # hash of head and tail
+
+    @classmethod
+    def of(cls, path: Path) -> "FileState":
+        """Look at a file.
+
+        Raises:
+            InputError: it is missing or cannot be read.
+        """
+        with open_packed(path) as file, reading(path):
+            found = os.fstat(file.fileno())
+            ends = hash_ends(file, found.st_size, ENDS_BYTES)
+        return cls(str(path.resolve()), found.st_size, found.st_mtime_ns, ends)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An opened entry: its facts, and its arrays by name."""
+
+    facts: Mapping[str, Any]
+    arrays: Mapping[str, Ints]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the findings of one kind about a file in one state lie. `more`: other files that decide what is found."""
+
+    cache: Path
+    kind: str
+    state: FileState
+    more: tuple[FileState, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        key = xxhash.xxh3_64_hexdigest(json.dumps(self._identity(), sort_keys=True).encode())
+        return self.cache / f"{self._family()}{key}"
+
+    def read(self, is_good: Callable[[Entry], bool]) -> Entry | None:
+        """What is kept here; None if nothing is, or if it is damaged, or not `is_good`."""
+        try:
+            entry = self._read()
+            return entry if entry is not None and is_good(entry) else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError):
+            return None
+
+    @contextmanager
+    def writing(self, is_good: Callable[[Entry], bool]) -> Iterator["EntryWriter"]:
+        """Publish what the block writes, whole, unless another job has published the same; delete that of other states.
+
+        Raises:
+            InputError: the cache cannot be written.
+        """
+        try:
+            with publishing(self.folder) as part, EntryWriter(part) as writer:
+                yield writer
+                writer.finish(self._identity())
+                if self.read(is_good) is None:
+                    delete(self.folder)  # damaged, or not there
+        except OSError as error:
+            raise InputError(f"{self.cache}: cannot be written ({error.strerror}). Name another folder.") from error
+        self._delete_stale()
+
+    def _read(self) -> Entry | None:
+        with (self.folder / META).open("rb") as file:
+            meta = json.loads(file.read(MOST_META_BYTES))
+        content, digest = meta["content"], meta["digest"]
+        if digest != _digest(content) or content["version"] != VERSION or content["identity"] != self._identity():
+            return None
+        arrays = {name: _open_array(self.folder / f"{name}.npy", facts) for name, facts in content["arrays"].items()}
+        return Entry(content["facts"], arrays)
+
+    def _identity(self) -> dict[str, Any]:
+        return {"kind": self.kind, "file": asdict(self.state), "more": [asdict(state) for state in self.more]}
+
+    def _family(self) -> str:
+        """What the names of all states of this file begin with."""
+        path = Path(self.state.path)
+        name = os.fsencode(path.name)[:MOST_NAME_BYTES].decode(errors="ignore")
+        return f"{name}-{xxhash.xxh3_64_hexdigest(os.fsencode(path))[:8]}-{self.kind}-"
+
+    def _delete_stale(self) -> None:
+        mine, family = self.folder.name, self._family()
+        for found in _names(self.cache):
+            is_other_state = found.startswith(family) and found != mine
+            if is_other_state or (found.startswith(f".{family}") and _is_abandoned(self.cache / found)):
+                delete(self.cache / found)
+
+
+class EntryWriter:
+    """Writes the arrays and facts of an entry. Arrays grow on the disk, so they need not fit into memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.facts: dict[str, Any] = {}
+        self._folder = folder
+        self._arrays: dict[str, GrowingArray] = {}
+
+    def array(self, name: str) -> "GrowingArray":
+        """A new array that pieces can be put to."""
+        self._arrays[name] = GrowingArray(self._folder / f"{name}.npy")
+        return self._arrays[name]
+
+    def finish(self, identity: Mapping[str, Any]) -> None:
+        """Write meta.json, after which nothing may be added."""
+        arrays = {name: array.finish() for name, array in self._arrays.items()}
+        content = {"version": VERSION, "identity": identity, "facts": self.facts, "arrays": arrays}
+        text = json.dumps({"content": content, "digest": _digest(content)}, indent=1)
+        (self._folder / META).write_text(text, encoding="utf-8")
+
+    def __enter__(self) -> "EntryWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for array in self._arrays.values():
+            array.close()
+
+
+class GrowingArray:
+    """An int64 array in a .npy file whose length is known at the end: numpy pads the header for that."""
+
+    def __init__(self, path: Path) -> None:
+        self.length = 0
+        self._path, self._file = path, path.open("wb")
+        self._write_header()
+
+    def extend(self, piece: Ints) -> None:
+        """Put numbers to the end."""
+        self._file.write(np.ascontiguousarray(piece, "<i8").data)
+        self.length += len(piece)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the length; return what meta.json says of this array."""
+        self._file.seek(0)
+        self._write_header()
+        self.close()
+        return {"length": self.length, "digest": _array_digest(self._path)}
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write_header(self) -> None:
+        header = {"descr": "<i8", "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def hash_ends(file: Any, size: int, ends_bytes: int) -> str:
+    """xxh3-128 over the size and the first and last `ends_bytes` of an open file."""
+    hasher = xxhash.xxh3_128(size.to_bytes(8, "little"))
+    for start in (0, max(ends_bytes, size - ends_bytes)):
+        file.seek(start)
+        hasher.update(file.read(ends_bytes))
+    return str(hasher.hexdigest())
+
+
+def delete(folder: Path) -> None:
+    """Delete what may be there, or may be deleted by another job meanwhile, or may be held by one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink(missing_ok=True)
+
+
+def _open_array(path: Path, facts: Mapping[str, Any]) -> Ints:
+    """An array that is as long as it was when it was written, with the same ends.
+
+    Raises:
+        ValueError: it is not.
+    """
+    size = path.stat().st_size
+    if size != HEADER_BYTES + 8 * facts["length"] or _array_digest(path) != facts["digest"]:
+        raise ValueError(f"{path} is not what was written")
+    array = np.load(path, mmap_mode=None if size <= SMALL_ARRAY_BYTES else "r", allow_pickle=False)
+    if array.dtype != np.int64 or array.shape != (facts["length"],):
+        raise ValueError(f"{path} is not an array of so many numbers")
+    return np.asarray(array)
+
+
+def _array_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hash_ends(file, path.stat().st_size, ARRAY_ENDS_BYTES)
+
+
+def _digest(content: Any) -> str:
+    return str(xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode()))
+
+
+def _names(folder: Path) -> Iterable[str]:
+    try:
+        return [path.name for path in folder.iterdir()]
+    except OSError:
+        return []
+
+
+def _is_abandoned(part: Path) -> bool:
+    try:
+        newest = max(path.stat().st_mtime for path in (part, *part.iterdir()))
+    except OSError:
+        return False
+    return time.time() - newest > ABANDONED_SECONDS

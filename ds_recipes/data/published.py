@@ -1,0 +1,72 @@
+"""Folders of derived files (indexes, tokens, packings): where they lie, and how they come to be there whole.
+
+A derived folder is named by what it was made from, so it never changes: it is there and right, or it is not there. Two
+jobs that make the same one at once both succeed, and a kill at any moment leaves at most a hidden part that nobody reads.
+"""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ds_recipes.errors import InputError
+
+CACHE_NAME = ".index_cache"
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+
+
+def cache_beside(data: Path, asked: Path | None, fallback: Path | None = None) -> Path:
+    """The folder for files derived from `data`: `asked`, else .index_cache beside it, else `fallback`; it is made.
+
+    Raises:
+        InputError: none of them can be written.
+    """
+    beside = (data if data.is_dir() else data.parent) / CACHE_NAME
+    candidates = [asked] if asked is not None else [beside, *([fallback] if fallback is not None else [])]
+    problems = []
+    for folder in candidates:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".writable-{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            problems.append(f"{folder} cannot be written ({error.strerror})")
+        else:
+            return folder
+    raise InputError(f"{data}: {'; '.join(problems)}. Name a folder that can be, with --data_cache.")
+
+
+@contextmanager
+def publishing(target: Path) -> Iterator[Path]:
+    """Give a hidden folder to write into; after the block its files are durable and it appears as `target`, whole.
+
+    If another job has published `target` meanwhile, that one stays. After an error nothing is left.
+    """
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in sorted(part.rglob("*")):
+            sync(path)
+        sync(part)
+        try:
+            part.rename(target)
+        except OSError as error:
+            if error.errno not in TAKEN:
+                raise
+        sync(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Make a file or a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
