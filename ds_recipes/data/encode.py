@@ -1,0 +1,243 @@
+"""Documents of samples: token ids, the ranges of them that are learned, and a hash of the content.
+
+The hot path of tokenising a corpus. Python sees documents, never single tokens: the tokenizer gets all texts of a batch in
+one call, and arrays are made from whole lists.
+"""
+
+import json
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from ds_recipes.data.formats.sample import Parts, Rendered, Sample, Tokens
+from ds_recipes.data.sources.record import Bad, Record
+from ds_recipes.data.tokenizer import adds_bos
+
+Ints = np.ndarray[Any, np.dtype[Any]]
+Span = tuple[int, int]
+_Document = tuple[Ints, list[Span]]
+"""Token ids, uint32 [tokens], and the spans that are learned."""
+
+BETWEEN_PARTS = "\x00"
+LARGEST_ID = (1 << 32) - 1
+NO_TARGET: dict[type, str] = {
+    Parts: "its text makes no tokens, so it has no target. Fill it in or remove it.",
+    Rendered: "its assistant turns make no tokens, so it has no target. Fill them in or remove it.",
+    Tokens: "none of its tokens is a target; the first never is, as nothing comes before it. Fix its mask or remove it.",
+}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Documents of the records that are fine, laid end to end in the records' order, and the records that are not."""
+
+    ids: Ints  # uint16 or uint32 [tokens]
+    lengths: Ints  # int64 [documents]
+    entries: Ints  # int64 [documents], Record.entry
+    spans: Ints  # int32 [spans, 2], learned tokens [start, stop) by position in their own document
+    span_counts: Ints  # int64 [documents]
+    hashes: Ints  # uint64 [documents], equal for equal content
+    bad: tuple[Bad, ...]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer as the data floor uses it; picklable, without transformers.
+
+    Text is data: what a record writes as `</s>` becomes the token of that name, as the tokenizer reads any text.
+    """
+
+    tokenizer: Tokenizer
+    begin: tuple[int, ...]  # the BOS token, if the tokenizer puts one before a text
+    end: int  # the EOS token
+    vocabulary_size: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> "Encoder":
+        """The encoder of a fast tokenizer with an EOS token, for a model with so many embeddings."""
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Padding and truncation are left over from calls. The post-processor adds special tokens, which is done here,
+        # and a byte-level one also takes spaces out of the tokens' offsets, which would hide where a token begins.
+        backend |= {"truncation": None, "padding": None, "post_processor": None}
+        begin = (tokenizer.bos_token_id,) if adds_bos(tokenizer) else ()
+        return cls(Tokenizer.from_str(json.dumps(backend)), begin, tokenizer.eos_token_id, vocabulary_size)
+
+    def encode(self, records: Sequence[Record], samples: Sequence[Sample]) -> Encoded:
+        """Tokenise a batch of records; one without a target token, or with a token that the model lacks, is bad."""
+        hashes: dict[int, int] = {}
+        bad: dict[int, str] = {}
+        for number, sample in enumerate(samples):
+            try:
+                hashes[number] = self._hash(sample)
+            except UnicodeEncodeError as error:
+                bad[number] = (
+                    f"its text has half a UTF-16 pair at character {error.start + 1}, which is no text. "
+                    "Fix or remove the record."
+                )
+            except OverflowError:
+                assert isinstance(sample, Tokens)
+                bad[number] = self._beyond(max(sample.ids))
+        documents = {}
+        for number, (ids, spans) in self._tokenise({number: samples[number] for number in hashes}):
+            if spans and spans[0][0] == 0:  # nothing comes before the first token, so nothing could predict it
+                spans[:1] = [(1, spans[0][1])] if spans[0][1] > 1 else []
+            largest = ids.max(initial=0)
+            if largest >= self.vocabulary_size:
+                bad[number] = self._beyond(int(largest))
+            elif not spans:
+                bad[number] = NO_TARGET[type(samples[number])]
+            else:
+                documents[number] = ids, spans
+        return self._laid_out(
+            {number: documents[number] for number in sorted(documents)},
+            records,
+            hashes,
+            tuple(Bad(records[n].entry, f"{records[n].where}: {bad[n]}") for n in sorted(bad)),
+        )
+
+    def _hash(self, sample: Sample) -> int:
+        """xxh3-64 of the texts in UTF-8, or of the ids as little-endian uint32."""
+        if isinstance(sample, Tokens):
+            return int(xxhash.xxh3_64_intdigest(_as_array(sample.ids).astype("<u4").tobytes()))
+        texts = [sample.text] if isinstance(sample, Rendered) else [text for text, _ in sample.parts]
+        return int(xxhash.xxh3_64_intdigest(BETWEEN_PARTS.join(texts).encode()))
+
+    def _tokenise(self, samples: dict[int, Sample]) -> Iterator[tuple[int, _Document]]:
+        """Token ids and learned spans of each sample, by its number; those of one kind at once."""
+        parts = {number: sample for number, sample in samples.items() if isinstance(sample, Parts)}
+        rendered = {number: sample for number, sample in samples.items() if isinstance(sample, Rendered)}
+        encodings = iter(
+            self.tokenizer.encode_batch_fast(
+                [text for sample in parts.values() for text, _ in sample.parts], add_special_tokens=False
+            )
+        )
+        yield from ((number, self._of_parts(sample, encodings)) for number, sample in parts.items())
+        yield from zip(rendered, self._of_rendered(list(rendered.values())), strict=True)
+        for number, sample in samples.items():
+            if isinstance(sample, Tokens):
+                edges = np.flatnonzero(np.diff(np.array(sample.target_mask, np.int8), prepend=0, append=0))
+                yield number, (_as_array(sample.ids), [(int(a), int(b)) for a, b in edges.reshape(-1, 2)])
+
+    def _of_parts(self, sample: Parts, encodings: Iterator[Encoding]) -> _Document:
+        """BOS where the tokenizer adds it, the parts, and EOS, which is learned if the last part is."""
+        ids, spans, is_learned = [*self.begin], list[Span](), False
+        for (_, is_learned), encoding in zip(sample.parts, encodings, strict=False):
+            start = len(ids)
+            ids += encoding.ids
+            if is_learned:
+                _add(spans, start, len(ids))
+        ids.append(self.end)
+        if spans and is_learned:
+            _add(spans, len(ids) - 1, len(ids))
+        return _as_array(ids), spans
+
+    def _of_rendered(self, samples: Sequence[Rendered]) -> Iterator[_Document]:
+        """The text as one; but if a token lies across the start of a target, cut there, as it is at inference."""
+        joint = self.tokenizer.encode_batch([sample.text for sample in samples], add_special_tokens=False)
+        whole_spans = [_spans_of(encoding, sample) for encoding, sample in zip(joint, samples, strict=True)]
+        torn = [sample for sample, spans in zip(samples, whole_spans, strict=True) if spans is None]
+        pieces = iter(
+            self.tokenizer.encode_batch([piece for sample in torn for piece in _cut(sample)], add_special_tokens=False)
+        )
+        for sample, encoding, spans in zip(samples, joint, whole_spans, strict=True):
+            ids, spans = (encoding.ids, spans) if spans is not None else _joined(sample, pieces)
+            if spans and not sample.ends_itself:
+                ids.append(self.end)
+                _add(spans, len(ids) - 1, len(ids))
+            yield _as_array(ids), spans
+
+    def _laid_out(
+        self, documents: dict[int, _Document], records: Sequence[Record], hashes: dict[int, int], bad: tuple[Bad, ...]
+    ) -> Encoded:
+        dtype = np.uint16 if self.vocabulary_size <= 1 << 16 else np.uint32
+        ids = [ids for ids, _ in documents.values()]
+        spans = [span for _, spans in documents.values() for span in spans]
+        return Encoded(
+            ids=np.concatenate([np.zeros(0, np.uint32), *ids]).astype(dtype),  # [tokens]
+            lengths=np.array([len(each) for each in ids], np.int64),  # [documents]
+            entries=np.array([records[number].entry for number in documents], np.int64),  # [documents]
+            spans=np.array(spans, np.int32).reshape(-1, 2),  # [spans, 2]
+            span_counts=np.array([len(spans) for _, spans in documents.values()], np.int64),  # [documents]
+            hashes=np.array([hashes[number] for number in documents], np.uint64),  # [documents]
+            bad=bad,
+        )
+
+    def _beyond(self, token: int) -> str:
+        name = self.tokenizer.id_to_token(token) if token <= LARGEST_ID else None
+        return (
+            f"the tokenizer makes token {name!r} (id {token:,}), but the model has embeddings for ids below "
+            f"{self.vocabulary_size:,}. Set --tokenizer_name to the model's own tokenizer, or enlarge the model's embedding."
+            if name is not None
+            else f"it has the token id {token:,}, which the tokenizer does not know, and the model has embeddings for ids "
+            f"below {self.vocabulary_size:,}. Fix or remove the record."
+        )
+
+
+def _as_array(ids: Sequence[int]) -> Ints:
+    """The ids as uint32 [tokens]; numpy alone would ask each number of a list for its type."""
+    return np.frombuffer(array("I", ids), np.uint32)
+
+
+def _add(spans: list[Span], start: int, stop: int) -> None:
+    """Add a span behind the others; one that touches the last makes it longer, an empty one is none."""
+    if start == stop:
+        return
+    if spans and spans[-1][1] == start:
+        start = spans.pop()[0]
+    spans.append((start, stop))
+
+
+def _cut(sample: Rendered) -> Iterator[str]:
+    """The text before the first target, and from each target's start to the next."""
+    starts = [start for start, _ in sample.targets]
+    for start, stop in zip([0, *starts], [*starts, len(sample.text)], strict=True):
+        yield sample.text[start:stop]
+
+
+def _joined(sample: Rendered, pieces: Iterator[Encoding]) -> tuple[list[int], list[Span]]:
+    """The tokens of a text's pieces as `_cut` makes them, and the spans of its targets."""
+    ids, spans = list[int](next(pieces).ids), list[Span]()
+    stops = [start for start, _ in sample.targets[1:]] + [len(sample.text)]
+    for (start, stop), piece_stop, piece in zip(sample.targets, stops, pieces, strict=False):
+        _add(spans, len(ids), len(ids) + _token_at(piece, stop - start, piece_stop - start))
+        ids += piece.ids
+    return ids, spans
+
+
+def _spans_of(encoding: Encoding, sample: Rendered) -> list[Span] | None:
+    """The tokens that lie within targets; None if one lies across the start of a target."""
+    spans: list[Span] = []
+    length = len(sample.text)
+    for start, stop in sample.targets:
+        first = _token_at(encoding, start, length)
+        if first < len(encoding) and _begin_of(encoding, first) < start:
+            return None
+        _add(spans, first, _token_at(encoding, stop, length))
+    return spans
+
+
+def _token_at(encoding: Encoding, character: int, length: int) -> int:
+    """The first token that lies across or behind a character of a text of so many; their number if there is none.
+
+    The tokenizer itself searches: a list of all offsets would cost more than all else that is done here.
+    """
+    if character == length:
+        return len(encoding)
+    token = encoding.char_to_token(character)
+    if token is None:  # white space that the tokenizer drops is in no token
+        return bisect_right([stop for _, stop in encoding.offsets], character)
+    return token
+
+
+def _begin_of(encoding: Encoding, token: int) -> int:
+    """The character at which a token begins."""
+    characters = encoding.token_to_chars(token)
+    assert characters is not None
+    return int(characters[0])

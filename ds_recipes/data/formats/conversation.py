@@ -1,0 +1,214 @@
+"""Conversations as records hold them (OpenAI's `messages`, ShareGPT's `conversations`), as messages for a chat template."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ds_recipes.data.formats.fields import has, kind
+from ds_recipes.data.sources.record import Record
+from ds_recipes.errors import InputError
+
+Message = dict[str, Any]
+
+LISTS = ("messages", "conversations")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+SHAREGPT_ROLES = {
+    "system": "system",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "model", "bot", "chatgpt", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
+    "function_call": "assistant",
+}
+FIX = "Fix or remove the record."
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that all have a 'role' and a string as 'content'."""
+
+    messages: list[Message]
+    turns: tuple[int, ...]  # the messages that may be learned, from 0
+    tools: list[dict[str, Any]] | None
+    first_number: int  # of the first message as the record counts them: 0 is a system prompt of the record itself
+
+
+def read_conversation(record: Record) -> Conversation:
+    """The conversation of a record.
+
+    Raises:
+        InputError: a field is missing or wrong, a role is unknown, or there is no assistant turn to learn.
+    """
+    value, where = record.value, record.where
+    name = next((name for name in LISTS if value.get(name) is not None), None)
+    if name is None:
+        raise InputError(
+            f"{where}: the record has no field 'messages' or 'conversations' ({has(value)}). Add it, or set --dataset to "
+            "the format that the file has."
+        )
+    given = value[name]
+    if not isinstance(given, list | tuple):
+        raise InputError(f"{where}: '{name}' is {kind(given)}, not an array of messages. {FIX}")
+    messages, weights = [], []
+    for number, message in enumerate(given, 1):
+        place = f"{where}: message {number}"
+        if not isinstance(message, dict):
+            raise InputError(f"{place} is {kind(message)}, not an object with 'role' and 'content'. {FIX}")
+        messages.append(_sharegpt(message, place) if "from" in message else _openai(message, place))
+        weights.append(_weight(message, place))
+    has_system = _add_system(messages, weights, value, where)
+    turns, tools = _turns(messages, weights, where), _tools(value.get("tools"), f"{where}: the record")
+    return Conversation(messages, turns, tools, 0 if has_system else 1)
+
+
+def with_json_arguments(message: Message) -> Message:
+    """The message with the arguments of its tool calls as JSON texts, for templates that want them so."""
+    if "tool_calls" not in message:
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    texts = [json.dumps(function["arguments"], ensure_ascii=False) for function in functions]
+    calls = [
+        call | {"function": function | {"arguments": text}}
+        for call, function, text in zip(message["tool_calls"], functions, texts, strict=True)
+    ]
+    return message | {"tool_calls": calls}
+
+
+def _turns(messages: list[Message], weights: list[int], where: str) -> tuple[int, ...]:
+    assistant = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = tuple(number for number in assistant if weights[number])
+    if not turns:
+        found = "every assistant turn has a weight of 0" if assistant else "the conversation has no assistant turn"
+        raise InputError(f"{where}: {found}, so the record has no target token. Add one or remove the record.")
+    return turns
+
+
+def _add_system(messages: list[Message], weights: list[int], value: dict[str, Any], where: str) -> bool:
+    """Put a system prompt of the record itself before the messages; False if it has none."""
+    system = value.get("system")
+    if system is None or system == "":
+        return False
+    if not isinstance(system, str):
+        raise InputError(f"{where}: 'system' is {kind(system)}, not a string. {FIX}")
+    if messages and messages[0]["role"] == "system":
+        raise InputError(f"{where}: the record has 'system' and begins with a system message too. Keep one of them.")
+    messages.insert(0, {"role": "system", "content": system})
+    weights.insert(0, 0)
+    return True
+
+
+def _openai(message: Message, place: str) -> Message:
+    role = message.get("role")
+    if role is None:
+        raise InputError(f"{place} has no field 'role' ({has(message)}). {FIX}")
+    if role not in ROLES:
+        raise InputError(f"{place} has the role {role!r:.60}, which is none of {', '.join(ROLES)}. {FIX}")
+    read = {name: value for name, value in message.items() if value is not None and name != "weight"}
+    calls = [_tool_call(call, place) for call in _list(read.pop("tool_calls", []), "'tool_calls'", place)]
+    if calls:
+        read["tool_calls"] = calls
+    read["content"] = _content(message, place, may_be_null=bool(calls))
+    return _checked(read, place)
+
+
+def _sharegpt(message: Message, place: str) -> Message:
+    sender = message["from"]
+    role = SHAREGPT_ROLES.get(sender.lower()) if isinstance(sender, str) else None
+    if role is None:
+        raise InputError(f"{place} is from {sender!r:.60}, which is none of {', '.join(SHAREGPT_ROLES)}. {FIX}")
+    value = message.get("value")
+    if not isinstance(value, str):
+        found = f"no field 'value' ({has(message)})" if "value" not in message else f"as 'value' {kind(value)}"
+        raise InputError(f"{place} has {found}; it must be a string. {FIX}")
+    if sender.lower() != "function_call":
+        return _checked({"role": role, "content": value}, place)
+    called = _json(value, "'value' of a function_call", place)
+    calls = [_tool_call(call, place) for call in (called if isinstance(called, list) else [called])]
+    return _checked({"role": role, "content": "", "tool_calls": calls}, place)
+
+
+def _checked(message: Message, place: str) -> Message:
+    if message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls"):
+        raise InputError(
+            f"{place} is an assistant turn without content or tool calls, so nothing of it can be learned. "
+            "Fill it in or remove the record."
+        )
+    return message
+
+
+def _content(message: Message, place: str, may_be_null: bool) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if content is None:
+        if may_be_null:
+            return ""
+        found = "null as 'content'" if "content" in message else f"no field 'content' ({has(message)})"
+        raise InputError(f"{place} has {found}; only a message with tool_calls may go without. {FIX}")
+    if not isinstance(content, list | tuple):
+        raise InputError(f"{place} has {kind(content)} as 'content', not a string or an array of text parts. {FIX}")
+    return "".join(_part(part, place) for part in content)
+
+
+def _part(part: object, place: str) -> str:
+    what = part.get("type") if isinstance(part, dict) else None
+    text = part.get("text") if isinstance(part, dict) and what == "text" else None
+    if not isinstance(text, str):
+        found = f"of the type {what!r:.60}" if isinstance(part, dict) and what != "text" else "without text"
+        raise InputError(
+            f"{place} has a content part {found}; only parts {{'type': 'text', 'text': ...}} can be read. {FIX}"
+        )
+    return text
+
+
+def _tool_call(call: object, place: str) -> dict[str, Any]:
+    """The call with its arguments as an object: templates write them as JSON, and would quote a string once more."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InputError(f"{place} has a tool call that is no object with a function's 'name' and 'arguments'. {FIX}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = _json(arguments, "'arguments' of a tool call", place) if arguments.strip() else {}
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise InputError(f"{place} has a tool call whose 'arguments' are {kind(arguments)}, not an object. {FIX}")
+    others = {
+        name: value for name, value in call.items() if name not in ("function", "arguments") and value is not None
+    }
+    if function is call:
+        return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return {"type": "function"} | others | {"function": function | {"arguments": arguments}}
+
+
+def _tools(tools: object, place: str) -> list[dict[str, Any]] | None:
+    if isinstance(tools, str):
+        tools = _json(tools, "'tools'", place) if tools.strip() else None
+    listed = _list(tools, "'tools'", place)
+    wrong = next((tool for tool in listed if not isinstance(tool, dict)), None)
+    if wrong is not None:
+        raise InputError(f"{place} has {kind(wrong)} in 'tools', not only objects that describe a tool. {FIX}")
+    return listed or None
+
+
+def _list(value: object, name: str, place: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{place} has {kind(value)} as {name}, not an array. {FIX}")
+    return list(value)
+
+
+def _json(text: str, name: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise InputError(f"{place} has {name} that is not JSON ({reason}: {text!r:.60}). {FIX}") from error
+
+
+def _weight(message: Message, place: str) -> int:
+    """OpenAI's `weight`: an assistant turn with 0 is read and not learned."""
+    weight = message.get("weight")
+    if weight is not None and weight not in (0, 1):
+        raise InputError(f"{place} has the weight {weight!r:.60}; it must be 0 (not learned) or 1. {FIX}")
+    return 1 if weight is None else int(weight)

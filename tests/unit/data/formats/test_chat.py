@@ -1,0 +1,293 @@
+"""Conversations in both spellings become the messages that templates expect; what is wrong is named with its place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_recipes.data.formats.sample import Rendered
+from tests.unit.data.formats.families import (
+    CHATML,
+    DEEPSEEK,
+    FAMILIES,
+    GEMMA,
+    LLAMA3,
+    MISTRAL_3,
+    make_chat_tokenizer,
+    tokenizer_of,
+)
+from tests.unit.data.formats.reading import fingerprint, read, refusal, refused_format, write
+
+# Writes tools and their calls in the manner of Hermes and Qwen; consecutive results share one user turn.
+TOOLS_TEMPLATE = """\
+{%- if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}<|im_end|>
+{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'tool' %}
+{%- if loop.first or loop.previtem.role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}
+{{- '\n<result>' + m.content + '</result>' }}
+{%- if loop.last or loop.nextitem.role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}
+{%- else %}
+{{- '<|im_start|>' + m.role + '\n' + m.content }}
+{%- for call in m.tool_calls %}
+{{- '<call>' + {'name': call.function.name, 'arguments': call.function.arguments} | tojson + '</call>' }}
+{%- endfor %}
+{{- '<|im_end|>\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+USER = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "yes"}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+
+
+def marked(sample: Any) -> str:
+    """A rendered text with its targets in brackets."""
+    assert isinstance(sample, Rendered)
+    text, end = "", 0
+    for start, stop in sample.targets:
+        text += f"{sample.text[end:start]}⟦{sample.text[start:stop]}⟧"
+        end = stop
+    return text + sample.text[end:]
+
+
+def chat(value: dict[str, Any], family: Any = CHATML, **settings: Any) -> str:
+    return marked(read(value, "chat", tokenizer_of(family), **settings))
+
+
+CHATML_TEXT = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n⟦yes<|im_end|>⟧"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"messages": [USER, ANSWER]},
+        {"messages": [USER, ANSWER, USER]},  # what comes behind the last learned turn is never predicted from
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "yes"}]},
+        {"conversations": [{"from": "User", "value": "q"}, {"from": "bard", "value": "yes", "weight": 1}]},
+        {"conversations": [USER, ANSWER], "messages": None},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": ""}, {"type": "text", "text": "q"}]},
+                ANSWER,
+            ]
+        },
+        {"messages": [USER | {"name": None, "weight": 0}, ANSWER | {"tool_calls": []}], "tools": [], "system": ""},
+    ],
+)
+def test_spellings_of_one_conversation(value: dict[str, Any]) -> None:
+    assert chat(value) == CHATML_TEXT
+
+
+def test_a_system_prompt_of_the_record_comes_first() -> None:
+    system = "<|im_start|>system\ns<|im_end|>\n"
+    assert chat({"system": "s", "messages": [USER, ANSWER]}) == system + CHATML_TEXT
+    assert chat({"messages": [{"role": "system", "content": "s"}, USER, ANSWER]}) == system + CHATML_TEXT
+
+
+def test_weight_0_and_the_last_turn() -> None:
+    value = {"messages": [USER, ANSWER, USER, ANSWER | {"weight": 0}, USER, ANSWER | {"content": "no"}, USER]}
+    turn = "<|im_start|>assistant\n{}\n".format
+    user = "<|im_start|>user\nq<|im_end|>\n"
+    assert (
+        chat(value)
+        == user + turn("⟦yes<|im_end|>⟧") + user + turn("yes<|im_end|>") + user + turn("⟦no<|im_end|>⟧").strip()
+    )
+    assert chat(value, chat_targets="last") == chat(value).replace("⟦yes<|im_end|>⟧", "yes<|im_end|>")
+    value["messages"][5] |= {"weight": 0}
+    assert chat(value, chat_targets="last") == user + turn("⟦yes<|im_end|>⟧").strip()
+
+
+CALL = {"name": "add", "arguments": {"x": "日本", "n": [1]}}
+RESULT = {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": CALL}]},
+        {"role": "assistant", "tool_calls": [{"function": CALL | {"arguments": json.dumps(CALL["arguments"])}}]},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"from": "function_call", "value": json.dumps(CALL)},
+    ],
+)
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])])
+def test_tools_and_their_calls(turn: dict[str, Any], tools: Any) -> None:
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", TOOLS_TEMPLATE)
+    sample = read({"messages": [USER, turn, RESULT, RESULT, ANSWER], "tools": tools}, "chat", tokenizer)
+    assert marked(sample) == (
+        f"<|im_start|>system\n{json.dumps(TOOL)}\n<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+        '<|im_start|>assistant\n⟦<call>{"name": "add", "arguments": {"x": "日本", "n": [1]}}</call><|im_end|>⟧\n'
+        "<|im_start|>user\n<result>3</result>\n<result>3</result><|im_end|>\n<|im_start|>assistant\n⟦yes<|im_end|>⟧"
+    )
+
+
+def test_a_call_without_a_generation_prompt() -> None:
+    """The header is found although the turn has no content to look for."""
+    template = TOOLS_TEMPLATE[: TOOLS_TEMPLATE.index("{%- if add_generation_prompt")]
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", template)
+    calls = {"role": "assistant", "tool_calls": [CALL | {"arguments": ""}]}
+    sample = read({"conversations": [USER, calls]}, "chat", tokenizer)
+    assert marked(sample).endswith('<|im_start|>assistant\n⟦<call>{"name": "add", "arguments": {}}</call><|im_end|>⟧')
+
+
+def test_several_answers_in_a_row_and_a_first_one() -> None:
+    turn = "<|im_start|>assistant\n⟦yes<|im_end|>⟧\n"
+    assert chat({"messages": [ANSWER, ANSWER, USER, ANSWER]}) == turn * 2 + CHATML_TEXT
+
+
+def test_a_template_in_a_file_comes_before_the_tokenizers(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jinja", "\ufeff" + DEEPSEEK.template)
+    tokenizer = tokenizer_of(LLAMA3)
+    value = {"messages": [USER, ANSWER]}
+    text = "<|begin_of_text|>User: q\n\nAssistant:⟦ yes<|end_of_text|>⟧"
+    assert marked(read(value, "chat", tokenizer, chat_template=path)) == text
+    bare = make_chat_tokenizer(LLAMA3.specials, LLAMA3.eos, None)
+    assert marked(read(value, "chat", bare, chat_template=path)) == text
+
+
+def test_named_templates() -> None:
+    templates = {"rag": "no", "default": CHATML.template, "tool_use": TOOLS_TEMPLATE}
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", templates)
+    value = {"messages": [USER, ANSWER]}
+    assert marked(read(value, "chat", tokenizer)) == CHATML_TEXT
+    with_tools = marked(read(value | {"tools": [TOOL]}, "chat", tokenizer))
+    assert with_tools == f"<|im_start|>system\n{json.dumps(TOOL)}\n<|im_end|>\n{CHATML_TEXT}"
+    del templates["default"]
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", templates)
+    assert "has chat templates of the names rag, tool_use, none is 'default', so" in refused_format("chat", tokenizer)
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day() -> None:
+    template = "{{ strftime_now('%d %b %Y, %A %d %B %y, %m %H:%M:%S') + '\n' }}" + CHATML.template
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", template)
+    text = marked(read({"messages": [USER, ANSWER]}, "chat", tokenizer))
+    assert text == f"26 Jul 2024, Friday 26 July 24, 07 00:00:00\n{CHATML_TEXT}"
+    indented = "  {% if true %}\n" + template + "{% endif %}"
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", indented)
+    assert marked(read({"messages": [USER, ANSWER]}, "chat", tokenizer)) == text
+
+
+def test_an_end_token_that_is_added_and_not_special_ends_a_turn() -> None:
+    tokenizer = make_chat_tokenizer(("</s>",), "</s>", CHATML.template)
+    assert not read({"messages": [USER, ANSWER]}, "chat", tokenizer).ends_itself
+    tokenizer.add_tokens(["<|im_end|>"])
+    sample = read({"messages": [USER, ANSWER]}, "chat", tokenizer)
+    assert (marked(sample), sample.ends_itself) == (CHATML_TEXT, True)
+
+
+CHECKED = [USER, ANSWER]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"chat": CHECKED}, "the record has no field 'messages' or 'conversations' (it has 'chat'). Add it, or set "),
+        ({"messages": "a"}, "'messages' is a string, not an array of messages. Fix or remove the record."),
+        ({"messages": []}, "the conversation has no assistant turn, so the record has no target token. Add one or remove "),
+        ({"messages": [USER]}, "the conversation has no assistant turn, so the record has no target token."),
+        ({"messages": [USER, ANSWER | {"weight": 0}]}, "every assistant turn has a weight of 0, so the record has no "),
+        ({"messages": [USER, ANSWER | {"weight": 0.5}]}, "message 2 has the weight 0.5; it must be 0 (not learned) or 1."),
+        ({"messages": ["a"]}, "message 1 is a string, not an object with 'role' and 'content'. Fix or remove the record."),
+        ({"messages": [{"content": "a"}]}, "message 1 has no field 'role' (it has 'content'). Fix or remove the record."),
+        ({"messages": [USER | {"role": "usr"}]}, "message 1 has the role 'usr', which is none of system, developer, user, "
+         "assistant, tool, function, ipython."),
+        ({"messages": [USER | {"role": ["user"]}]}, "message 1 has the role ['user'], which is none of system, "),
+        ({"conversations": [{"from": "alien", "value": ""}]}, "message 1 is from 'alien', which is none of system, human, "),
+        ({"conversations": [{"from": "gpt"}]}, "message 1 has no field 'value' (it has 'from'); it must be a string."),
+        ({"conversations": [{"from": "gpt", "value": 1}]}, "message 1 has as 'value' a number; it must be a string."),
+        ({"messages": [{"role": "user"}]}, "message 1 has no field 'content' (it has 'role'); only a message with "
+         "tool_calls may go without."),
+        ({"messages": [USER | {"content": None}]}, "message 1 has null as 'content'; only a message with tool_calls may "),
+        ({"messages": [USER | {"content": 1}]}, "message 1 has a number as 'content', not a string or an array of text "),
+        ({"messages": [USER | {"content": [{"type": "image_url"}]}]}, "message 1 has a content part of the type "
+         "'image_url'; only parts {'type': 'text', 'text': ...} can be read."),
+        ({"messages": [USER | {"content": [{"type": "text"}]}]}, "message 1 has a content part without text; only parts "),
+        ({"messages": [USER | {"content": ["a"]}]}, "message 1 has a content part without text; only parts "),
+        ({"messages": [USER, ANSWER | {"content": " \n"}]}, "message 2 is an assistant turn without content or tool calls, "
+         "so nothing of it can be learned. Fill it in or remove the record."),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [1]}]}, "message 2 has a tool call that is no object with "),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": CALL}]}, "message 2 has an object as 'tool_calls', not an "),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [CALL | {"arguments": "{x"}]}]}, "message 2 has "
+         "'arguments' of a tool call that is not JSON (Expecting property name enclosed in double quotes: '{x')."),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [CALL | {"arguments": "[" * 10**5}]}]}, "message 2 has "
+         "'arguments' of a tool call that is not JSON (RecursionError: '[[["),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [CALL | {"arguments": "[]"}]}]}, "message 2 has a tool "
+         "call whose 'arguments' are an array, not an object."),
+        ({"conversations": [{"from": "function_call", "value": "add(1)"}]}, "message 1 has 'value' of a function_call that "
+         "is not JSON (Expecting value: 'add(1)')."),
+        ({"messages": CHECKED, "tools": {}}, "the record has an object as 'tools', not an array."),
+        ({"messages": CHECKED, "tools": "[1]"}, "the record has a number in 'tools', not only objects that describe a tool."),
+        ({"messages": CHECKED, "tools": "add"}, "the record has 'tools' that is not JSON (Expecting value: 'add')."),
+        ({"messages": CHECKED, "system": 1}, "'system' is a number, not a string."),
+        ({"messages": [{"role": "system", "content": ""}, *CHECKED], "system": "s"}, "the record has 'system' and begins "
+         "with a system message too. Keep one of them."),
+        ({"messages": CHECKED, "tools": [TOOL]}, "the record has 'tools', but the chat template does not write them. Pass "
+         "--chat_template with a Jinja file that does, or remove the record."),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}]}, "the record has 'tool_calls', but the chat "),
+        ({"messages": [USER, ANSWER | {"name": 1, "content": "a\ud83d"}], "system": "s"},
+         "'content' of message 2 has half a UTF-16 pair at character 2, which is no text. Fix or remove the record."),
+    ],
+)  # fmt: skip
+def test_refuses_with_file_and_line(value: dict[str, Any], message: str) -> None:
+    assert refusal(value, "chat", tokenizer_of(CHATML)).startswith(message)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.alternates], ids=lambda family: family.name)
+def test_what_a_template_itself_refuses_is_told_in_its_words(family: Any) -> None:
+    message = refusal({"messages": [USER, USER, ANSWER]}, "chat", tokenizer_of(family))
+    assert message == (
+        "the chat template refuses the conversation (Roles must alternate: user, assistant, user, ...). Fix or remove the "
+        "record, or pass --chat_template with a Jinja file that takes it."
+    )
+
+
+def test_gemma_has_no_system_turn() -> None:
+    message = refusal({"messages": [USER, ANSWER], "system": "s"}, "chat", tokenizer_of(GEMMA))
+    assert message.startswith("the chat template refuses the conversation (There is no system role).")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0]['content'] + 1 }}", 'TypeError: can only concatenate str (not "int") to str'),
+        ("{{ nothing.at_all }}", "'nothing' is undefined"),
+        ("{{ messages.__class__.__base__ }}", "access to attribute '__class__' of 'list' object is unsafe."),
+        ("{{ messages.append(1) }}", "access to attribute 'append' of 'list' object is unsafe."),
+    ],
+)
+def test_a_template_that_fails_says_why(template: str, reason: str) -> None:
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", template)
+    message = refusal({"messages": [USER, ANSWER]}, "chat", tokenizer)
+    assert message.startswith(f"the chat template refuses the conversation ({reason}")
+
+
+def test_refuses_a_template_that_is_missing_or_none(tmp_path: Path) -> None:
+    bare = make_chat_tokenizer(CHATML.specials, "<|im_end|>", None)
+    assert refused_format("chat", bare).endswith(
+        ": has no chat template, so conversations cannot be written as text. Pass --chat_template with the path of a Jinja "
+        "file, or set --tokenizer_name to the tokenizer of a chat model."
+    )
+    path = write(tmp_path / "t.jinja", "a\n{% for x %}")
+    assert refused_format("chat", bare, chat_template=path) == (
+        f"{path}:2: not a Jinja template (expected token 'in', got 'end of statement block'). Fix the template."
+    )
+    assert refused_format("chat", bare, chat_template=str(tmp_path / "none")) == (
+        f"{tmp_path / 'none'}: the chat template cannot be read (No such file or directory). Check --chat_template."
+    )
+
+
+def test_fingerprints_tell_templates_and_targets_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jinja", CHATML.template + " ")
+    same = write(tmp_path / "same.jinja", CHATML.template)
+    tokenizer = tokenizer_of(CHATML)
+    fingerprints = [
+        fingerprint("chat", tokenizer),
+        fingerprint("chat", tokenizer, chat_targets="last"),
+        fingerprint("chat", tokenizer, chat_template=path),
+        fingerprint("chat", tokenizer_of(MISTRAL_3)),
+    ]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert fingerprint("chat", tokenizer, chat_template=same) == fingerprints[0]
