@@ -1,0 +1,33 @@
+"""What comes of a part that a process was asked to make."""
+
+from dataclasses import dataclass
+
+from ds_recipes.data.tokens.parts import PartFacts
+
+
+@dataclass(frozen=True)
+class Made:
+    """The part is there."""
+
+    part: int
+    facts: PartFacts
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """The part holds a record that cannot be used; the message is about the first of them."""
+
+    part: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The part could not be made. `for_user`: the text is a message; otherwise it is a traceback."""
+
+    part: int
+    text: str
+    for_user: bool
+
+
+Answer = Made | Wrong | Failed

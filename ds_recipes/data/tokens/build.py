@@ -1,0 +1,64 @@
+"""Making a store: the ranks share the parts, tell each other how it goes, and stop together at the first wrong record."""
+
+from collections.abc import Callable, Sequence
+
+from ds_recipes.data.tokens.answers import Wrong
+from ds_recipes.data.tokens.finish import finish, missing_parts
+from ds_recipes.data.tokens.make import Task
+from ds_recipes.data.tokens.peers import Peers
+from ds_recipes.data.tokens.progress import Ticker, duration, progress_line, short
+from ds_recipes.data.tokens.share import Report, Share
+from ds_recipes.data.tokens.together import Word, work_together
+from ds_recipes.errors import InputError
+from ds_recipes.world.group import World
+
+
+def build(name: str, task: Task, num_workers: int, peers: Peers, world: World, say: Callable[[str], None]) -> None:
+    """Make all parts that are not there, and finish the store. Every rank must call it.
+
+    Raises:
+        InputError: on all ranks, the first wrong record.
+        DsRecipesError: a rank failed otherwise.
+    """
+    phase = f"tokenising {name}"
+    found = world.check(phase, lambda: missing_parts(task.folder, task.parts) if peers.is_leader else [])
+    missing = world.gather(found)[peers.ranks[0]]
+    there = len(task.parts) - len(missing)
+    if there and world.rank == 0:
+        say(f"{phase}: {there:,} of {len(task.parts):,} parts are there already")
+    share = Share(task, missing[peers.index :: peers.size], num_workers)
+    ticker = Ticker(say if world.rank == 0 else None)
+    last_words: list[Word[Report]] = []
+
+    def hear(words: list[Word[Report]]) -> None:
+        share.hear(words)
+        last_words[:] = words
+        parts, _, tokens = _sums(words, peers)
+        ticker.tick(lambda: progress_line(name, there + parts, len(task.parts), parts, tokens, ticker.seconds))
+
+    work_together(world, phase, share.make, share.report, hear, share.give_up)
+    world.check(phase, lambda: _refuse([word.report.wrong for word in last_words]))
+    leader_finishes = finish if peers.is_leader else lambda *_: None
+    work_together(world, phase, lambda: leader_finishes(task.folder, task.parts), _nothing, _nothing, _nothing)
+    if missing and world.rank == 0:
+        _, documents, tokens = _sums(last_words, peers)
+        say(
+            f"tokenised {name}: {documents:,} documents, {short(tokens)} tokens in {duration(ticker.seconds)}, "
+            f"kept in {task.folder}"
+        )
+
+
+def _sums(words: Sequence[Word[Report]], peers: Peers) -> tuple[int, int, int]:
+    """Parts, documents and tokens that a group has made in this build."""
+    reports = [words[rank].report for rank in peers.ranks]
+    return sum(one.parts for one in reports), sum(one.documents for one in reports), sum(one.tokens for one in reports)
+
+
+def _refuse(found: Sequence[Wrong | None]) -> None:
+    wrong = [one for one in found if one is not None]
+    if wrong:
+        raise InputError(min(wrong, key=lambda one: one.part).message)
+
+
+def _nothing(*_: object) -> None:
+    """No report, and nothing to hear."""

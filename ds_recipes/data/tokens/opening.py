@@ -1,0 +1,113 @@
+"""Finding and opening the files of a data path on all ranks: each file is indexed once, and all must see the same bytes."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import xxhash
+
+from ds_recipes.config.data_paths import DataPath, HubData, find_files
+from ds_recipes.data.published import cache_beside
+from ds_recipes.data.sources.megatron import is_megatron
+from ds_recipes.data.tokens.files import DataFile, describe
+from ds_recipes.data.tokens.peers import Peers
+from ds_recipes.data.tokens.progress import Ticker
+from ds_recipes.data.tokens.together import work_together
+from ds_recipes.errors import InputError
+from ds_recipes.world.channel import name_ranks
+from ds_recipes.world.group import World
+
+Place = tuple[Path | HubData, Path]
+"""A file, and the folder for what is derived from it."""
+
+Say = Callable[[str], None]
+
+
+def find_places(path: DataPath, cache: Path | None, fallback_cache: Path | None) -> list[Place]:
+    """The files that a data path means, each with its cache folder: `cache`, else one beside it, else `fallback_cache`.
+
+    Raises:
+        InputError: there are none, one is missing, or no folder can be written.
+    """
+    if path.hub is not None:
+        return [(path.hub, cache_beside(Path.cwd(), cache or fallback_cache))]
+    try:
+        files = find_files(path.text)
+    except ValueError as error:
+        raise InputError(f"{path.text}: {error}.") from error
+    caches: dict[Path, Path] = {}
+    places: dict[Path, Path] = {}
+    for file in files:
+        if not file.exists() and not is_megatron(file):
+            raise InputError(f"{file}: no such file (looked in {Path.cwd()}). Check the path.")
+        # A pair of token files is named by either.
+        one = file.with_suffix(".bin") if file.suffix == ".idx" and is_megatron(file) else file
+        folder = one if one.is_dir() else one.parent
+        if folder not in caches:
+            caches[folder] = cache_beside(one, cache, fallback_cache)
+        places[one] = caches[folder]
+    return list(places.items())
+
+
+def open_together(
+    path: DataPath, places: Sequence[Place], peers: Peers, world: World, say: Say
+) -> tuple[DataFile, ...]:
+    """Open every file on every rank; of those that share a folder, one indexes a file. Every rank must call it.
+
+    Raises:
+        InputError: on all ranks: a file cannot be opened, ranks see different bytes, or records and tokens are mixed.
+    """
+    phase = f"reading {path.text}"
+    ticker = Ticker(say if world.rank == 0 else None)
+    at: list[tuple[str, int, int]] = []
+    known: dict[Place, DataFile] = {}
+
+    def open_share() -> None:
+        for place in places[peers.index :: peers.size]:
+            with contextlib.suppress(InputError):  # raised below, on all ranks
+                known[place] = describe(*place, lambda *done: at.append((str(place[0]), *done)))  # noqa: B023
+
+    def hear(_: object) -> None:
+        latest = at[-1:]
+        at.clear()
+        for name, done, total in latest:
+            ticker.tick(lambda: f"reading {name} for the first time: {100 * done / max(total, 1):.0f} %")  # noqa: B023
+
+    work_together(world, phase, open_share, lambda: None, hear, lambda: None)
+    files = world.check(phase, lambda: tuple(known.get(place) or describe(*place) for place in places))
+    content = str(xxhash.xxh3_128(",".join(file.fingerprint for file in files).encode()).hexdigest())
+    check_same(
+        world,
+        phase,
+        content,
+        f"{path.text}: not the same content on all hosts",
+        "read other bytes than rank 0. Copy the files again, or put them on a shared disk.",
+    )
+    world.check(phase, lambda: _check_one_kind(path, files))
+    return files
+
+
+def check_same(world: World, phase: str, value: str, problem: str, advice: str) -> None:
+    """See that all ranks have the same `value`. Every rank must call it.
+
+    Raises:
+        InputError: on all ranks, "`problem`: ranks 2, 3 ... `advice`".
+    """
+    values = world.gather(value)
+    different = [rank for rank, other in enumerate(values) if other != values[0]]
+
+    def refuse() -> None:
+        if different:
+            raise InputError(f"{problem}: {name_ranks(different)} {advice}")
+
+    world.check(phase, refuse)
+
+
+def _check_one_kind(path: DataPath, files: Sequence[DataFile]) -> None:
+    tokens = [file for file in files if file.holds_tokens]
+    if tokens and len(tokens) < len(files):
+        records = next(file for file in files if not file.holds_tokens)
+        raise InputError(
+            f"{path.text}: means files of tokens ({tokens[0].name}) and files of records ({records.name}). Name them "
+            "apart, each with its own word of --train_data."
+        )

@@ -1,0 +1,51 @@
+"""Lines about a build, every ten seconds, for whoever waits for it."""
+
+import time
+from collections.abc import Callable
+
+EVERY_SECONDS = 10.0
+
+
+class Ticker:
+    """Says something at most every ten seconds. The first time is due after ten."""
+
+    def __init__(self, say: Callable[[str], None] | None) -> None:
+        """Without `say` it stays silent."""
+        self._say = say
+        self.started = self._last = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.monotonic() - self.started
+
+    def tick(self, text: Callable[[], str]) -> None:
+        """Say `text()` if it is time."""
+        if self._say is not None and time.monotonic() - self._last >= EVERY_SECONDS:
+            self._last = time.monotonic()
+            self._say(text())
+
+
+def progress_line(name: str, done: int, total: int, made: int, tokens: int, seconds: float) -> str:
+    """Parts done of all, and what the `made` ones among them, made in `seconds`, gave."""
+    line = f"tokenising {name}: {done:,} of {total:,} parts, {short(tokens)} tokens"
+    if made:
+        left = (total - done) * seconds / made
+        line += f", {short(tokens / seconds)} tokens/s, {duration(left)} left"
+    return line
+
+
+def short(number: float) -> str:
+    """12.3 M, 4.56 G, 789: three digits and a unit."""
+    for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}" if number < 999.5 * unit else f"{number / unit:,.0f}{name}"
+    return f"{number:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """42 s, 3 min, 2 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

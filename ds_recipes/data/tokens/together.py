@@ -1,0 +1,79 @@
+"""Long work beside short talk: each rank works in a thread while its main thread keeps in touch with the others.
+
+A collective that waits for the slowest rank would time out after half an hour, and nobody would hear of an error before.
+Here no rank is in a collective for longer than it takes the others to come to it.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ds_recipes.world.group import World
+
+LONGEST_PAUSE_SECONDS = 1.0
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Word(Generic[R]):
+    """What a rank tells the others: whether its work has ended, and how it goes."""
+
+    ended: bool
+    failed: bool
+    report: R
+
+
+def work_together(
+    world: World,
+    name: str,
+    work: Callable[[], T],
+    report: Callable[[], R],
+    hear: Callable[[list[Word[R]]], None],
+    give_up: Callable[[], None],
+) -> T:
+    """Run `work` on every rank until it has ended on all, and return this rank's result. Every rank must call it.
+
+    About once a second `hear` gets every rank's `report`, by rank; the last time after all have ended. `give_up` must make
+    `work` return soon; it is called if this rank is to leave.
+
+    Raises:
+        DsRecipesError: see `World.check`.
+    """
+    outcome: list[T | _Raised] = []
+    thread = threading.Thread(target=lambda: outcome.append(_attempt(work)), name=name, daemon=True)
+    thread.start()
+    pause = 0.005
+    try:
+        while True:
+            ended = not thread.is_alive()
+            words = world.gather(Word(ended, ended and isinstance(outcome[0], _Raised), report()))
+            hear(words)
+            if all(word.ended for word in words):
+                break
+            thread.join(pause)
+            pause = min(1.5 * pause, LONGEST_PAUSE_SECONDS)
+    except BaseException:
+        give_up()
+        raise
+    return world.check(name, lambda: _result(outcome[0]))
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: BaseException
+
+
+def _attempt(work: Callable[[], T]) -> T | _Raised:
+    try:
+        return work()
+    except BaseException as error:
+        return _Raised(error)
+
+
+def _result(outcome: T | _Raised) -> T:
+    if isinstance(outcome, _Raised):
+        raise outcome.error
+    return outcome
