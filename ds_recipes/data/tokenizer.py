@@ -1,9 +1,11 @@
 """Loading a tokenizer, and what of it a run depends on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import xxhash
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ds_recipes.errors import InputError
@@ -41,6 +43,56 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
             'tokenizer_config.json to the token that ends a text, such as "eos_token": "</s>".'
         )
     return tokenizer
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
+    """Add tokens that are never split, with ids in the given order behind the tokenizer's own; returns how many were new.
+
+    One that the vocabulary has already keeps its id.
+
+    Raises:
+        InputError: a token is empty, stands there twice or is not valid Unicode, or its id would be another token's.
+    """
+    seen: set[str] = set()
+    for token in tokens:
+        if not token:
+            raise InputError(f"--added_tokens: token {len(seen) + 1} of {len(tokens)} is empty. Leave it out.")
+        if token in seen:
+            raise InputError(f"--added_tokens: {token!r} stands there twice. Name it once.")
+        if any("\ud800" <= character <= "\udfff" for character in token):
+            raise InputError(f"--added_tokens: {token!r} is not valid Unicode. Write it in UTF-8.")
+        seen.add(token)
+    before = tokenizer.get_vocab()
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in tokens], special_tokens=True)
+    after, taken = tokenizer.get_vocab(), set(before.values())
+    for token in tokens:
+        if token not in before and after[token] in taken:
+            raise InputError(
+                f"--added_tokens: {token!r} would get id {after[token]}, which another token has: the vocabulary of tokenizer "
+                f"{tokenizer.name_or_path} leaves ids out, and tokens cannot be added to it."
+            )
+    return len(after) - len(before)
+
+
+def rows_for(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that an embedding needs for every id of the tokenizer; more than its tokens where ids are left out."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def check_special_ids(tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> None:
+    """See that the tokens that begin, end and pad a text have a row in the embedding.
+
+    Raises:
+        InputError: one has none.
+    """
+    for kind in ("bos", "eos", "pad"):
+        number: int | None = getattr(tokenizer, f"{kind}_token_id")
+        if number is not None and number >= vocabulary_size:
+            raise InputError(
+                f"tokenizer {tokenizer.name_or_path}: its {kind.upper()} token {getattr(tokenizer, f'{kind}_token')} has id "
+                f"{number:,}, but the model has embeddings for ids below {vocabulary_size:,}. Set --tokenizer_name to the "
+                f"model's own tokenizer, or give the model more rows (--pad_vocabulary_to 64)."
+            )
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -60,12 +60,12 @@ def check_loss_head(engine: Engine, vocabulary_size: int, precision: str) -> Non
         )
 
 
-def check_isolation(engine: Engine, source: ModelSource, precision: str) -> None:
+def check_isolation(engine: Engine, source: ModelSource, precision: str, advice: str) -> None:
     """See that a packed document's loss does not change with the document before it in its row.
 
     It may not change in a single bit, since shapes and kernels are the same. A model that ignores position ids (ALiBi,
     recurrent and convolution layers) would train on contaminated documents without a word. Every rank must call it, and
-    gets the same verdict.
+    gets the same verdict. `advice` ends the message of a refusal.
 
     Raises:
         InputError: the loss changes.
@@ -81,5 +81,5 @@ def check_isolation(engine: Engine, source: ModelSource, precision: str) -> None
         raise InputError(
             "documents that share a row see each other in this model: the loss of one is "
             f"{losses[0]:.7f} or {losses[1]:.7f}, as another stands before it. Its layers do not heed position_ids. "
-            "Use --packing off."
+            f"{advice}"
         )

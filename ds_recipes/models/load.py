@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,21 +12,44 @@ from ds_recipes.errors import InputError
 from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
 from ds_recipes.models.skeleton import build_skeleton
 from ds_recipes.models.sources import FolderWeights, random_weights
+from ds_recipes.models.vocabulary import check_vocabulary, grown_weights, with_vocabulary_size
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
 
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+HUB_SMALL = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 HUB_COPIES = ["consolidated*", "original/*", "onnx/*"]  # the same weights in other forms
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that was found and read, not yet built. `folder` is None for random weights."""
+    """A model that was found and read, not yet built. `folder` is None for random weights.
+
+    Where the vocabulary has grown, `before` is the model as it lies in the folder, and `new_rows` says what the new rows
+    hold: "mean" or "random".
+    """
 
     hf_config: PretrainedConfig
     folder: Path | None
     seed: int
     trust_remote_code: bool
+    before: "ModelSource | None" = None
+    new_rows: str = "mean"
+
+    def resized(self, vocabulary_size: int, new_rows: str) -> "ModelSource":
+        """This model with a larger vocabulary; itself where the size is the same.
+
+        Raises:
+            InputError: other tensors than the embedding and the output head depend on the size of the vocabulary.
+        """
+        before = self.before or self
+        assert vocabulary_size >= before.vocabulary_size, "a vocabulary never shrinks"
+        if vocabulary_size == before.vocabulary_size:
+            return before
+        grown = replace(before, hf_config=with_vocabulary_size(before.hf_config, vocabulary_size))
+        if self.folder is None:
+            return grown
+        check_vocabulary(before._plain_skeleton(), grown._plain_skeleton())
+        return replace(grown, before=before, new_rows=new_rows)
 
     def skeleton(self, dtype: torch.dtype, attn_implementation: str, device: torch.device) -> PreTrainedModel:
         """The structure without storage; see `models/skeleton.py`."""
@@ -53,16 +76,28 @@ class ModelSource:
         Raises:
             InputError: the folder does not hold this model's weights.
         """
-        skeleton = self.skeleton(torch.float32, "eager", torch.device("cpu"))
+        skeleton = self._plain_skeleton()
+        if self.before is not None:
+            return grown_weights(self.before.initial_weights(device), skeleton, self.seed, self.new_rows)
         if self.folder is None:
             return random_weights(skeleton, self.seed, device)
         return FolderWeights(skeleton, self.folder)
 
+    def _plain_skeleton(self) -> PreTrainedModel:
+        return self.skeleton(torch.float32, "eager", torch.device("cpu"))
+
 
 def find_model(
-    world: World, model_name: str | None, model_config: str | None, seed: int, trust_remote_code: bool
+    world: World,
+    model_name: str | None,
+    model_config: str | None,
+    seed: int,
+    trust_remote_code: bool,
+    with_weights: bool = True,
 ) -> ModelSource:
     """Read the model's config; download a hub model's files once per host. Every rank must call it.
+
+    Without `with_weights` the large files of a hub model are left where they are, and only its shape can be asked for.
 
     Raises:
         InputError: no such model, an unreadable config, or not a causal language model.
@@ -73,7 +108,7 @@ def find_model(
         return ModelSource(config, None, seed, trust_remote_code)
     folder = Path(model_name)
     if not folder.is_dir():
-        folder = _download(world, model_name)
+        folder = _download(world, model_name, [*HUB_SMALL, "*.safetensors"] if with_weights else HUB_SMALL)
     config = world.check("model config", lambda: _read_config(folder, trust_remote_code))
     return ModelSource(config, folder, seed, trust_remote_code)
 
@@ -89,7 +124,7 @@ def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
     return config
 
 
-def _download(world: World, model_name: str) -> Path:
+def _download(world: World, model_name: str, patterns: list[str]) -> Path:
     """Fetch a hub model on one rank of each host, then let the others find it in the cache."""
     from huggingface_hub import snapshot_download
 
@@ -98,7 +133,7 @@ def _download(world: World, model_name: str) -> Path:
             return Path(
                 snapshot_download(
                     model_name,
-                    allow_patterns=HUB_PATTERNS,
+                    allow_patterns=patterns,
                     ignore_patterns=HUB_COPIES,
                     local_files_only=offline,
                 )

@@ -4,8 +4,11 @@ Every engine starts from a skeleton, gives it sharded storage of its own, and fi
 (`models/sources.py`). So no rank ever holds the whole model.
 """
 
+from collections.abc import Callable
+
 import torch
 import transformers
+from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ds_recipes.errors import InputError
@@ -83,7 +86,7 @@ def place_buffers(model: PreTrainedModel, device: torch.device) -> None:
             module._buffers[name] = _filled_with_sentinel(meta, device)
         if names:
             with torch.no_grad():
-                model._init_weights(module)
+                initialiser(model, prefix)(module)
         for name in names:
             full_name = f"{prefix}.{name}" if prefix else name
             if _holds_sentinel(module._buffers[name]):
@@ -91,6 +94,16 @@ def place_buffers(model: PreTrainedModel, device: torch.device) -> None:
                     f"{type(model).__name__} does not set its buffer {full_name} in _init_weights "
                     f"(transformers {transformers.__version__}), so it cannot be built without loading it whole"
                 )
+
+
+def initialiser(model: PreTrainedModel, path: str) -> Callable[[nn.Module], None]:
+    """`_init_weights` of the innermost transformers model around the module at `path`: the one that transformers calls."""
+    owner = model
+    module: nn.Module = model
+    for part in path.split(".") if path else ():
+        module = module.get_submodule(part)
+        owner = module if isinstance(module, PreTrainedModel) else owner
+    return owner._init_weights
 
 
 def _filled_with_sentinel(meta: torch.Tensor, device: torch.device) -> torch.Tensor:

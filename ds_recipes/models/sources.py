@@ -24,14 +24,14 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from ds_recipes.errors import InputError
-from ds_recipes.models.skeleton import parameter_shapes, tied_names
+from ds_recipes.models.skeleton import initialiser, parameter_shapes, tied_names
 from ds_recipes.ranges import HfFolder
 
 KEPT_ELEMENTS = 1 << 18
 """Made tensors up to this size are kept: engines come back for the small ones (norms, biases) in a second pass."""
 
 
-class _Weights:
+class InitialWeights:
     """What every source of initial weights says of itself: names, shapes, and that there is no optimizer state."""
 
     optimizer_step = 0
@@ -50,7 +50,7 @@ class _Weights:
         return kind == "fp32"
 
 
-class MadeWeights(_Weights):
+class MadeWeights(InitialWeights):
     """A range reader over tensors that are made when they are first asked for, a group at a time.
 
     Only the newest group and the small tensors are held, so memory is bounded by the largest group.
@@ -94,7 +94,7 @@ def random_weights(skeleton: PreTrainedModel, seed: int, device: torch.device) -
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
             torch.manual_seed(seed_of_unit)
-            unit.apply(skeleton._init_weights)
+            unit.apply(initialiser(skeleton, prefix))
             return {f"{prefix}.{key}" if prefix else key: value.detach() for key, value in unit.named_parameters()}
 
     return MadeWeights(parameter_shapes(skeleton), make_group)
@@ -134,7 +134,7 @@ def _real_parameters(unit: nn.Module, device: torch.device) -> Iterator[None]:
             module._parameters[key] = parameter
 
 
-class FolderWeights(_Weights):
+class FolderWeights(InitialWeights):
     """A range reader over a Hugging Face safetensors folder.
 
     A parameter that lies in the folder with its shape is read straight from the memory map. One that transformers

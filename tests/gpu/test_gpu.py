@@ -5,16 +5,21 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ds_recipes.training.meter import peak_flops
+from tests.unit.models.isolation import VOCABULARY, documents_of, documents_that_change
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
+
+NEEDS_FLASH = pytest.mark.skipif(find_spec("flash_attn") is None, reason="the flash-attn package is not installed")
 
 pytestmark = [
     pytest.mark.gpu,
@@ -120,3 +125,30 @@ def test_the_benchmark_of_training_runs(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["tokens_per_sec"] > 0 and result["peak_memory_gib"] > 0
     assert result["loss_last"] < result["loss_first"] + 0.5
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", pytest.param("flash_attention_2", marks=NEEDS_FLASH)])
+def test_packed_documents_do_not_see_each_other(implementation: str) -> None:
+    """In bfloat16 and by a GPU's kernels too: changing a document leaves every bit of the others' logits as it was."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attn_implementation=implementation,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to(device="cuda", dtype=torch.bfloat16).eval()
+    assert model.config._attn_implementation == implementation
+    rows = documents_of(((90, 300, 1, 121), (128, 128, 200, 56)))  # two rows of 512 tokens
+    for which in range(8):
+        assert documents_that_change(model, rows, which) == [which]
+    if implementation == "sdpa":
+        mistake: dict[str, Any] = {"attention_mask": torch.ones(2, 512, dtype=torch.int64, device="cuda")}
+        assert documents_that_change(model, rows, 1, **mistake) == [1, 2, 3]
+    else:
+        borders = torch.tensor([0, 1024], dtype=torch.int32, device="cuda")
+        mistake = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": 1024, "max_length_k": 1024}
+        assert documents_that_change(model, rows, 1, **mistake) == [1, 2, 3, 4, 5, 6, 7]
