@@ -54,7 +54,7 @@ def _make_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from ds_recipes.data.formats import ALPACA_WITH_INPUT
+    from ds_recipes.data.formats.alpaca import WITH_INPUT
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -65,7 +65,7 @@ def _make_tokenizer(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([ALPACA_WITH_INPUT, *(f" {word} {word}" for word in WORDS)] * 3, trainer)
+    tokenizer.train_from_iterator([WITH_INPUT, *(f" {word} {word}" for word in WORDS)] * 3, trainer)
     bos = SPECIAL_TOKENS["bos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ds_recipes.data.formats import ALPACA_WITH_INPUT
+from ds_recipes.data.formats.alpaca import WITH_INPUT
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -182,7 +182,7 @@ def a_prompt() -> str:
     """The prompt of the first validation record."""
     with Path("embedded/alpaca_validation.jsonl").open(encoding="utf-8") as file:
         record = json.loads(file.readline())
-    return ALPACA_WITH_INPUT.format(**record)
+    return WITH_INPUT.format(**record)
 
 
 def say(what: str, command: Sequence[str]) -> None:

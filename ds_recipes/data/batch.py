@@ -20,7 +20,8 @@ class MicroBatch:
     target_ids: torch.Tensor  # [targets]
     num_tokens: int  # not padding
     num_samples: int  # documents
-    row_ids: tuple[int, ...]  # positions in the run's order, for the rolling hash and for error messages
+    row_ids: tuple[int, ...]  # positions in the run's order, for error messages
+    source_tokens: tuple[int, ...] = ()  # not padding, by source of the data
 
     @property
     def num_target_tokens(self) -> int:

@@ -3,118 +3,144 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from ds_recipes.config.plan import Plan
 from ds_recipes.data.batch import MicroBatch
-from ds_recipes.data.dataset import PackedDataset, Row
-from ds_recipes.data.order import BLANK, next_hash, row_at
+from ds_recipes.data.corpus import Corpus
+from ds_recipes.data.dataset import Row
+from ds_recipes.data.order import BLANK, next_hash
+from ds_recipes.data.skips import Skips
+from ds_recipes.errors import TrainingError
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rows of one optimizer step, of all ranks: their positions in the run's order, and which rows lie there."""
+
+    positions: Ints  # [global rows]
+    rows: Ints  # [global rows]; BLANK where a position holds no row
+    next_position: int
 
 
 class Stream:
-    """This rank's micro-batches. The only state is `position`, the rows that all ranks have taken since the run began.
+    """This rank's micro-batches. The only state is `position`, where the run's order goes on after the steps taken.
 
-    Row `(micro * world_size + rank) * rows_per_rank + i` of a step is row `i` of a rank's micro-batch `micro`, so a
-    step trains the same rows on any number of ranks. Positions from `plan.total_rows` on are blank rows. With
-    `num_workers`, threads assemble that many steps ahead.
+    A step takes the next positions that `skips` does not leave out. Row `(micro * world_size + rank) * rows_per_rank + i`
+    of a step is row `i` of a rank's micro-batch `micro`, so a step trains the same rows on any number of ranks. Positions
+    from `plan.total_rows` on are blank rows. With `num_workers`, threads assemble that many steps ahead.
     """
 
     def __init__(
         self,
-        dataset: PackedDataset,
+        corpus: Corpus,
         plan: Plan,
-        seed: int,
         rank: int,
         position: int = 0,
         data_hash: str = "",
         num_workers: int = 0,
+        skips: Skips | None = None,
     ) -> None:
         self.position = position
         self.data_hash = data_hash
-        self._dataset = dataset
+        self.skips = skips if skips is not None else Skips(())
+        self._corpus = corpus
         self._plan = plan
-        self._seed = seed
         self._rank = rank
         self._workers = ThreadPoolExecutor(num_workers, "data") if num_workers else None
-        self._ahead: deque[Future[list[MicroBatch]]] = deque()
+        self._ahead: deque[tuple[Step, Future[list[MicroBatch]]]] = deque()
         self._num_ahead = num_workers
 
     @property
     def epoch(self) -> float:
         """Passes over the data that are complete, with a fraction."""
         limit = self._plan.total_rows
-        return (self.position if limit is None else min(self.position, limit)) / self._dataset.num_rows
+        return (self.position if limit is None else min(self.position, limit)) / self._corpus.num_rows
 
     def take(self) -> list[MicroBatch]:
-        """This rank's micro-batches of the next step."""
-        group = self._assemble(self.position) if self._workers is None else self._from_workers(self._workers)
-        self.data_hash = next_hash(self.data_hash, self._step_rows(self.position))
-        self.position += self._plan.global_rows
+        """This rank's micro-batches of the next step.
+
+        Raises:
+            TrainingError: a row cannot be assembled; it names the row's files and lines.
+        """
+        if self._workers is None:
+            step = self.step_from(self.position)
+            group = self._assemble(step)
+        else:
+            step, group = self._from_workers(self._workers)
+        self.data_hash = next_hash(self.data_hash, step.rows.tolist())
+        self.position = step.next_position
         return group
 
-    def row_at(self, position: int) -> int | None:
-        """The data set's row at a position of the run's order; None for a blank row."""
-        if self._plan.total_rows is not None and position >= self._plan.total_rows:
-            return None
-        return row_at(position, self._dataset.num_rows, self._seed)
+    def step_from(self, position: int) -> Step:
+        """Which rows a step trains that begins at `position`. Costs the same at any position."""
+        positions, next_position = self.skips.next_positions(position, self._plan.global_rows, None)
+        limit = self._plan.total_rows
+        is_blank = np.zeros(len(positions), bool) if limit is None else positions >= limit
+        rows = np.where(is_blank, BLANK, self._corpus.locate(positions).row)
+        return Step(positions, rows, next_position)
 
     def close(self) -> None:
         """End the workers."""
         if self._workers is not None:
             self._workers.shutdown(cancel_futures=True)
 
-    def _step_rows(self, position: int) -> list[int]:
-        rows = (self.row_at(at) for at in range(position, position + self._plan.global_rows))
-        return [BLANK if row is None else row for row in rows]
-
-    def _from_workers(self, workers: ThreadPoolExecutor) -> list[MicroBatch]:
+    def _from_workers(self, workers: ThreadPoolExecutor) -> tuple[Step, list[MicroBatch]]:
         while len(self._ahead) <= self._num_ahead:
-            start = self.position + len(self._ahead) * self._plan.global_rows
-            self._ahead.append(workers.submit(self._assemble, start))
-        group = self._ahead[0].result()
+            step = self.step_from(self._ahead[-1][0].next_position if self._ahead else self.position)
+            self._ahead.append((step, workers.submit(self._assemble, step)))
+        step, future = self._ahead[0]
+        group = future.result()
         self._ahead.popleft()
-        return group
+        return step, group
 
-    def _assemble(self, step_start: int) -> list[MicroBatch]:
-        return [self._micro_batch(step_start, micro) for micro in range(self._plan.micro_steps)]
+    def _assemble(self, step: Step) -> list[MicroBatch]:
+        return [self._micro_batch(step, micro) for micro in range(self._plan.micro_steps)]
 
-    def _micro_batch(self, step_start: int, micro: int) -> MicroBatch:
-        first = step_start + _first_row(self._plan, micro, self._rank)
-        positions = range(first, first + self._plan.rows_per_rank)
-        indices = [self.row_at(position) for position in positions]
-        return _to_batch(self._dataset, indices, positions)
+    def _micro_batch(self, step: Step, micro: int) -> MicroBatch:
+        first = _first_row(self._plan, micro, self._rank)
+        mine = slice(first, first + self._plan.rows_per_rank)
+        return _to_batch(self._corpus, step.rows[mine].tolist(), step.positions[mine].tolist())
 
 
 class EvalStream:
-    """All rows of a data set in their order, once: the same number of micro-batches on every rank, filled up with
-    blank rows.
+    """All rows of a corpus in their order, once: the same number of micro-batches on every rank, filled up with blank
+    rows.
     """
 
-    def __init__(self, dataset: PackedDataset, plan: Plan, rank: int) -> None:
-        self._dataset = dataset
+    def __init__(self, corpus: Corpus, plan: Plan, rank: int) -> None:
+        self._corpus = corpus
         self._plan = plan
         self._rank = rank
 
     def __len__(self) -> int:
-        return -(-self._dataset.num_rows // (self._plan.rows_per_rank * self._plan.world_size))
+        return -(-self._corpus.num_rows // (self._plan.rows_per_rank * self._plan.world_size))
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for micro in range(len(self)):
             first = _first_row(self._plan, micro, self._rank)
             positions = range(first, first + self._plan.rows_per_rank)
-            indices = [position if position < self._dataset.num_rows else None for position in positions]
-            yield _to_batch(self._dataset, indices, positions)
+            rows = [position if position < self._corpus.num_rows else BLANK for position in positions]
+            yield _to_batch(self._corpus, rows, positions)
 
 
 def _first_row(plan: Plan, micro: int, rank: int) -> int:
     return (micro * plan.world_size + rank) * plan.rows_per_rank
 
 
-def _to_batch(dataset: PackedDataset, indices: Sequence[int | None], positions: Sequence[int]) -> MicroBatch:
-    rows: list[Row] = [dataset.blank_row() if index is None else dataset.row(index) for index in indices]
+def _to_batch(corpus: Corpus, numbers: Sequence[int], positions: Sequence[int]) -> MicroBatch:
+    rows = [_row(corpus, number, position) for number, position in zip(numbers, positions, strict=True)]
     context = len(rows[0].input_ids)
+    source_tokens = [0] * len(corpus.sources)
+    for number, row in zip(numbers, rows, strict=True):
+        if number != BLANK:
+            source_tokens[corpus.source_of(number)] += row.num_tokens
     return MicroBatch(
         input_ids=torch.from_numpy(np.stack([row.input_ids for row in rows])),  # [rows, context]
         position_ids=torch.from_numpy(np.stack([row.position_ids for row in rows])),  # [rows, context]
@@ -123,4 +149,17 @@ def _to_batch(dataset: PackedDataset, indices: Sequence[int | None], positions: 
         num_tokens=sum(row.num_tokens for row in rows),
         num_samples=sum(row.num_samples for row in rows),
         row_ids=tuple(positions),
+        source_tokens=tuple(source_tokens),
     )
+
+
+def _row(corpus: Corpus, number: int, position: int) -> Row:
+    if number == BLANK:
+        return corpus.blank_row()
+    try:
+        return corpus.row(number)
+    except Exception as error:  # whatever a disk, a codec or a user's function raises: say which records it was
+        raise TrainingError(
+            f"the row at position {position:,} cannot be read: {type(error).__name__}: {error}. "
+            f"It holds {corpus.provenance(number)}."
+        ) from error

@@ -1,16 +1,18 @@
 """Reading what a run needs, with every check that comes before the model is built."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_recipes.config.schema import Config
-from ds_recipes.data.dataset import PackedDataset, build_dataset
-from ds_recipes.data.tokenizer import load_tokenizer
+from ds_recipes.data.corpus import Corpus
+from ds_recipes.data.reading import describe_format, read_corpora
+from ds_recipes.data.tokenizer import add_tokens, check_special_ids, load_tokenizer, rows_for, tokenizer_fingerprint
 from ds_recipes.errors import InputError
 from ds_recipes.models.load import ModelSource, find_model
+from ds_recipes.models.vocabulary import eos_note, rows_needed
 from ds_recipes.world.group import World
 
 
@@ -21,34 +23,61 @@ class Inputs:
     source: ModelSource
     skeleton: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    dataset: PackedDataset
-    validation: PackedDataset | None
+    tokenizer_fingerprint: str
+    format_fingerprint: str
+    long_documents: str  # what becomes of them: split, truncate, drop or error
+    corpus: Corpus
+    validation: Corpus | None
+    notes: tuple[str, ...]
 
 
-def read_inputs(config: Config, world: World) -> Inputs:
+def read_inputs(config: Config, world: World, say: Callable[[str], None]) -> Inputs:
     """Find the model, load the tokenizer, tokenise and pack the data. Every rank must call it."""
-    source = find_model(
+    found = find_model(
         world, config.model.model_name, config.model.model_config, config.run.seed, config.model.trust_remote_code
     )
-    world.check("context size", lambda: _check_context(config, source))
-    name = config.model.tokenizer_name or config.model.model_name or ""
-    tokenizer = world.check("tokenizer", lambda: load_tokenizer(name, config.model.trust_remote_code))
+    world.check("context size", lambda: _check_context(config, found))
+    tokenizer = world.check("tokenizer", lambda: read_tokenizer(config))
+    source, notes = world.check("vocabulary", lambda: fit_vocabulary(config, found, tokenizer))
     skeleton = world.check("model", lambda: source.skeleton(torch.float32, "eager", torch.device("cpu")))
+    settled = world.check("format", lambda: describe_format(config, tokenizer))
+    corpus, validation = read_corpora(config, tokenizer, source.vocabulary_size, world, say)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    return Inputs(source, skeleton, tokenizer, fingerprint, *settled, corpus, validation, notes)
 
-    def read(paths: tuple[str, ...]) -> PackedDataset:
-        return build_dataset(
-            paths=[Path(path) for path in paths],
-            dataset_format=config.data.dataset,
-            packing=config.data.packing,
-            context_size=config.data.context_size,
-            tokenizer=tokenizer,
-            vocabulary_size=source.vocabulary_size,
-            world=world,
-        )
 
-    validates = config.evaluation.run_validation and config.data.validation_data
-    dataset = read(config.data.train_data)
-    return Inputs(source, skeleton, tokenizer, dataset, read(config.data.validation_data) if validates else None)
+def read_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The run's tokenizer, with the tokens that the settings add.
+
+    Raises:
+        InputError: it cannot be loaded, or a token cannot be added.
+    """
+    name = config.model.tokenizer_name or config.model.model_name or ""
+    tokenizer = load_tokenizer(name, config.model.trust_remote_code)
+    add_tokens(tokenizer, config.model.added_tokens)
+    return tokenizer
+
+
+def fit_vocabulary(
+    config: Config, source: ModelSource, tokenizer: PreTrainedTokenizerBase
+) -> tuple[ModelSource, tuple[str, ...]]:
+    """The model with an embedding that holds the added tokens, padded as asked; and what the user should know.
+
+    Raises:
+        InputError: a special token's id has no row, or the model's vocabulary cannot grow.
+    """
+    model, notes = config.model, []
+    if model.added_tokens or model.pad_vocabulary_to is not None:
+        rows = rows_needed(rows_for(tokenizer), source.vocabulary_size, model.pad_vocabulary_to)
+        if rows != source.vocabulary_size:
+            notes.append(
+                f"the embedding grows from {source.vocabulary_size:,} to {rows:,} rows for {len(tokenizer):,} tokens; new rows: "
+                f"{model.new_token_init}"
+            )
+            source = source.resized(rows, model.new_token_init)
+    check_special_ids(tokenizer, source.vocabulary_size)
+    note = eos_note(tokenizer, source.hf_config, source.folder)
+    return source, (*notes, *([note] if note else []))
 
 
 def _check_context(config: Config, source: ModelSource) -> None:

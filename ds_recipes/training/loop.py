@@ -32,6 +32,7 @@ def _train(run: Run) -> int:
     state, stop_reason = run.state, None
     while state.step < run.total_steps and stop_reason is None:
         run.meter.start_step()
+        begin = state.position
         group = run.stream.take()
         run.meter.data_ready()
         totals, stop_reason = agree(run, group, state)
@@ -42,6 +43,7 @@ def _train(run: Run) -> int:
         run.meter.end_step(totals.tokens)
         last = state.step == run.total_steps or stop_reason is not None
         report_skipped(run, state, result)
+        run.report_repeats(begin, state)
         if state.step % run.config.logging.log_interval == 0 or last:
             log_step(run, state, losses, totals, result, lr)
         if run.evaluates_after(state.step):
@@ -65,16 +67,18 @@ def agree(run: Run, group: Sequence[MicroBatch], state: TrainingState) -> tuple[
             sum(batch.num_tokens for batch in group),
             sum(batch.num_samples for batch in group),
             int(wish is not None),
+            *(sum(tokens) for tokens in zip(*(batch.source_tokens for batch in group), strict=True)),
         ]
     )
-    target_tokens, tokens, samples, wishes = (int(value) for value in sums)
+    target_tokens, tokens, samples, wishes, *source_tokens = (int(value) for value in sums)
     if target_tokens == 0:
         raise TrainingError(
             f"step {state.step + 1} has no target token in any of its rows (positions {state.position} to "
             f"{run.stream.position - 1}): {run.provenance(state.position)}. Raise the global batch size or remove such records."
         )
     reasons = run.world.gather(wish) if wishes else []
-    return StepTotals(target_tokens, tokens, samples), next((reason for reason in reasons if reason), None)
+    totals = StepTotals(target_tokens, tokens, samples, tuple(source_tokens))
+    return totals, next((reason for reason in reasons if reason), None)
 
 
 def report_skipped(run: Run, state: TrainingState, result: StepResult) -> None:
@@ -113,6 +117,7 @@ def log_step(
         "samples": state.samples,
         **run.meter.read(),
         "epoch": run.stream.epoch,
+        **run.source_metrics(state),
         "data_hash": state.data_hash,
     }
     run.trackers.log(state.step, metrics | run.state_norms(state.step))

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from ds_recipes.checkpoint.load import CheckpointReader, Found, check_same_model, find_newest, remove_partials
 from ds_recipes.checkpoint.rng import derive_rng, restore_rng
+from ds_recipes.config.data_rules import parse_positions
 from ds_recipes.config.schema import Config
+from ds_recipes.data.skips import Skips
 from ds_recipes.engine.base import Engine
 from ds_recipes.errors import CheckpointError
 from ds_recipes.models.load import ModelSource
 from ds_recipes.ranges import RangeReader
-from ds_recipes.training.identity import refuse_changes
+from ds_recipes.training.identity import Files, refuse_changes
 from ds_recipes.training.state import TrainingState
 from ds_recipes.world.group import World
 
@@ -44,7 +46,11 @@ def find_start(config: Config, folder: Path, world: World) -> Found | None:
 
 
 def check_continues(
-    config: Config, found: Found, shapes: Mapping[str, tuple[int, ...]], identity: Mapping[str, str]
+    config: Config,
+    found: Found,
+    shapes: Mapping[str, tuple[int, ...]],
+    identity: Mapping[str, str],
+    files: Files,
 ) -> list[str]:
     """Refuse a checkpoint of another model or of other settings; return what differs and was allowed, line by line.
 
@@ -53,7 +59,9 @@ def check_continues(
     """
     check_same_model(found.manifest, shapes, str(found.path))
     allowed = config.checkpoint.allow_change
-    lines = refuse_changes(found.state["identity"], identity, allowed, str(found.path))
+    lines = refuse_changes(
+        found.state["identity"], identity, allowed, str(found.path), found.state["data_files"], files
+    )
     if "exp_avg" not in found.manifest.kinds and config.optimizer.optimizer_type == "adamw":
         if "optimizer" not in allowed:
             raise CheckpointError(
@@ -62,6 +70,24 @@ def check_continues(
             )
         lines.append("the optimizer starts with empty moments")
     return lines
+
+
+def skips_of(config: Config, found: Found | None) -> tuple[Skips, list[str]]:
+    """The positions to leave out: those that the checkpoint remembers, and those of the settings that still lie ahead.
+
+    Second: a line for each range of the settings that comes too late.
+    """
+    saved = [(start, stop) for start, stop in found.state["skip_samples"]] if found is not None else []
+    position = int(found.state["position"]) if found is not None else 0
+    ahead, late = [], []
+    for text in config.data.skip_samples:
+        start, stop = parse_positions(text)
+        known = any(first <= start and stop <= end for first, end in saved)
+        if start < position and not known:
+            late.append(f"--skip_samples {text}: positions below {position:,} have been trained on already")
+        if stop > position:
+            ahead.append((max(start, position), stop))
+    return Skips([*saved, *ahead]), late
 
 
 def read_start(source: ModelSource, found: Found | None, world: World) -> RangeReader:

@@ -4,12 +4,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ds_recipes.checkpoint.store import save_checkpoint
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
-from ds_recipes.data.dataset import PackedDataset
+from ds_recipes.data.corpus import Corpus
 from ds_recipes.data.stream import EvalStream, Stream
 from ds_recipes.engine.base import Engine
 from ds_recipes.training.meter import StepMeter
@@ -31,8 +32,8 @@ class Run:
     plan: Plan
     world: World
     engine: Engine
-    dataset: PackedDataset
-    validation: PackedDataset | None
+    corpus: Corpus
+    validation: Corpus | None
     stream: Stream
     trackers: Trackers
     meter: StepMeter
@@ -76,8 +77,29 @@ class Run:
 
     def provenance(self, position: int) -> str:
         """The file and line of the documents in the row at `position` of the run's order."""
-        row = self.stream.row_at(position)
-        return "a blank row" if row is None else self.dataset.provenance(row)
+        if self.plan.total_rows is not None and position >= self.plan.total_rows:
+            return "a blank row"
+        return self.corpus.provenance(int(self.corpus.locate(np.array([position])).row[0]))
+
+    def source_metrics(self, state: TrainingState) -> dict[str, float]:
+        """Passes over each source and its tokens so far, where there are several sources."""
+        names = self.corpus.names
+        if len(names) == 1:
+            return {}
+        epochs = dict(zip(names, self.corpus.epochs_at(state.position), strict=True))
+        return {f"epoch/{name}": epochs[name] for name in names} | {
+            f"tokens/{name}": tokens for name, tokens in zip(names, state.source_tokens, strict=True)
+        }
+
+    def report_repeats(self, start: int, state: TrainingState) -> None:
+        """Say which sources, of several, begin again in a new order at a position between `start` and the state's."""
+        names, limit = self.corpus.names, self.plan.total_rows
+        if len(names) == 1:
+            return
+        for source, epoch in self.corpus.repeats_between(start, min(state.position, limit or state.position)):
+            times = "once" if epoch == 1 else f"{epoch} times"
+            message = f"{names[source]} has been seen {times} in full; it repeats with a new shuffle"
+            self.trackers.event("source_repeats", step=state.step, source=names[source], epoch=epoch, message=message)
 
     def last_saved_line(self) -> str:
         return f"The newest checkpoint is {self.last_saved}." if self.last_saved else "No checkpoint was saved yet."
@@ -96,7 +118,13 @@ class Run:
             self.folder,
             state.step,
             self.engine,
-            state={**state.to_json(), "identity": self.identity, "seed": self.config.run.seed},
+            state={
+                **state.to_json(),
+                "identity": self.identity,
+                "seed": self.config.run.seed,
+                "data_files": self.corpus.files,
+                "skip_samples": self.stream.skips.ranges,
+            },
             files=self.model_files,
             probe=(probe_ids, probe_logits),
             tied=self.tied,

@@ -8,10 +8,11 @@ from ds_recipes.checkpoint.load import Found
 from ds_recipes.config.ds_config import effective_ds_config
 from ds_recipes.config.plan import Plan, make_plan
 from ds_recipes.config.schema import Config
+from ds_recipes.data.skips import Skips
 from ds_recipes.data.stream import Stream
-from ds_recipes.data.tokenizer import tokenizer_fingerprint
 from ds_recipes.engine.base import Engine
 from ds_recipes.engine.create import check_isolation, check_loss_head, create_engine
+from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.flops import count_flops
 from ds_recipes.models.skeleton import parameter_shapes, tied_names
 from ds_recipes.training.announce import announce_engine, announce_inputs
@@ -20,7 +21,7 @@ from ds_recipes.training.inputs import Inputs, read_inputs
 from ds_recipes.training.launch import Launch
 from ds_recipes.training.meter import StepMeter, peak_flops
 from ds_recipes.training.model_files import model_files
-from ds_recipes.training.resume import check_continues, find_start, load_start, read_start
+from ds_recipes.training.resume import check_continues, find_start, load_start, read_start, skips_of
 from ds_recipes.training.run import Run
 from ds_recipes.training.state import TrainingState
 from ds_recipes.training.stop import StopRequest
@@ -35,16 +36,19 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     """
     world = launch.world
     _set_determinism(config)
-    inputs = read_inputs(config, world)
-    plan = make_plan(config, world.size, inputs.dataset.num_rows)
-    assert plan.total_steps is not None
-    identity = identity_of(config, plan, inputs.dataset.fingerprint, tokenizer_fingerprint(inputs.tokenizer))
+    inputs = read_inputs(config, world, launch.say)
     found = find_start(config, launch.folder, world)
+    skips, late = skips_of(config, found)
+    plan = make_plan(config, world.size, inputs.corpus.num_rows, skips.ranges)
+    assert plan.total_steps is not None
+    identity = identity_of(config, plan, inputs)
+    for line in late:
+        launch.say(f"warning: {line}")
     if found is not None:
         for line in found.skipped:
             launch.say(f"warning: {line}")
         shapes = parameter_shapes(inputs.skeleton)
-        changes = world.check("resume", lambda: check_continues(config, found, shapes, identity))
+        changes = world.check("resume", lambda: check_continues(config, found, shapes, identity, inputs.corpus.files))
         for line in changes:
             launch.say(f"allowed: {line}")
         if found.manifest.step >= plan.total_steps:
@@ -55,13 +59,16 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     engine = create_engine(config, plan, inputs.source, world)
     state = load_start(config, engine, start, found, world)
     check_loss_head(engine, inputs.source.vocabulary_size, config.run.precision)
+    attention = choose_attention(config, world.device)
     if config.data.packing != "off":
-        check_isolation(engine, inputs.source, config.run.precision)
+        check_isolation(engine, inputs.source, config.run.precision, "Use --packing off.")
+    elif attention.startswith("flash_attention"):  # which takes a micro-batch's rows end to end
+        check_isolation(engine, inputs.source, config.run.precision, "Use --attn_implementation sdpa.")
     announce_engine(launch, engine, plan, state, found)
     if launch.record is not None:
         launch.record.write_ds_config(effective_ds_config(config, plan))
         launch.record.continues_from(state.step)
-    return _assemble(config, launch, plan, inputs, engine, state, identity, found)
+    return _assemble(config, launch, plan, inputs, engine, state, identity, found, skips)
 
 
 def _assemble(
@@ -73,6 +80,7 @@ def _assemble(
     state: TrainingState,
     identity: dict[str, str],
     found: Found | None,
+    skips: Skips,
 ) -> Run:
     world = launch.world
     device_name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
@@ -81,16 +89,16 @@ def _assemble(
         plan=plan,
         world=world,
         engine=engine,
-        dataset=inputs.dataset,
+        corpus=inputs.corpus,
         validation=inputs.validation,
         stream=Stream(
-            inputs.dataset,
+            inputs.corpus,
             plan,
-            config.run.seed,
             world.rank,
             position=state.position,
             data_hash=state.data_hash,
             num_workers=config.data.num_workers_dataloader,
+            skips=skips,
         ),
         trackers=start_trackers(config, launch.folder, plan, world, state.step, launch.record),
         meter=StepMeter(

@@ -1,6 +1,7 @@
 """The one state of a run besides the engine's: counters and the position in the data."""
 
 from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
 from typing import Any
 
 
@@ -11,6 +12,7 @@ class StepTotals:
     target_tokens: int
     tokens: int  # not padding
     samples: int  # documents
+    source_tokens: tuple[int, ...] = ()  # not padding, by source of the data
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class TrainingState:
     data_hash: str = ""  # rolling hash of the row ids
     skipped_steps: int = 0  # steps whose gradient was not finite
     skipped_in_a_row: int = 0
+    source_tokens: tuple[int, ...] = ()  # not padding, by source of the data
 
     def after(self, totals: StepTotals, applied: bool, position: int, data_hash: str) -> "TrainingState":
         """The state one step later; a skipped step counts, since its data are spent."""
@@ -37,6 +40,7 @@ class TrainingState:
             data_hash=data_hash,
             skipped_steps=self.skipped_steps + (not applied),
             skipped_in_a_row=0 if applied else self.skipped_in_a_row + 1,
+            source_tokens=tuple(map(sum, zip_longest(self.source_tokens, totals.source_tokens, fillvalue=0))),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -44,4 +48,5 @@ class TrainingState:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "TrainingState":
-        return cls(**{field.name: saved[field.name] for field in fields(cls)})
+        values = {field.name: saved[field.name] for field in fields(cls)}
+        return cls(**values | {"source_tokens": tuple(saved["source_tokens"])})

@@ -57,6 +57,7 @@ class Case:
 
     def write_files(self, folder: Path) -> None:
         for name, text in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
 
 

@@ -52,7 +52,18 @@ FILES = {
         ("--train_data empty.jsonl", "is empty", "name one with a JSON object a line"),
         files={"empty.jsonl": ""},
     ),
-    "a folder as data": Case("--train_data model", ("--train_data model ", "is a folder; name the files in it")),
+    "a folder without data": Case(
+        "--train_data nothing_here",
+        ("--train_data nothing_here ", "is a folder without data files"),
+        files={"nothing_here/notes.md": ""},
+    ),
+    "a pattern that matches nothing": Case("--train_data t*.csv", ("--train_data t*.csv ", "no file matches")),
+    "a function that is not there": Case(
+        "--dataset own.py:read", ("--dataset own.py:read ", "read"), files={"own.py": "def other(record): pass\n"}
+    ),
+    "a template that is not there": Case(
+        "--dataset chat --chat_template chat.jinja", ("--chat_template chat.jinja ", "there is no such file")
+    ),
     "unknown model folder": Case("--model_name ./modle", ("--model_name ./modle", "did you mean model?")),
     "unknown model folder, nothing like it": Case("--model_name ./qq", ("--model_name ./qq", "check the path")),
     "a model folder without config.json": Case(

@@ -17,6 +17,8 @@ COVERED = {
     "deepspeed --num_gpus 2 train.py --config examples/tiny_text.yaml": "test_training_commands",
     "python train.py --help": "test_commands_that_only_print",
     "python train.py --config examples/tiny_alpaca.yaml --print_config": "test_commands_that_only_print",
+    "python tools/inspect_data.py --config examples/tiny_alpaca.yaml": "test_tools_that_look_at_data",
+    "python tools/index_jsonl.py --strict --json embedded/text.jsonl": "test_tools_that_look_at_data",
     "python tools/convert_to_hf.py --ckpt runs/tiny_alpaca/iter_0000060 --out runs/tiny_alpaca/hf": "the quickstart",
     'python tools/generate.py runs/tiny_alpaca/hf --prompt "def main("': "the quickstart",
 }
@@ -72,6 +74,13 @@ def test_commands_that_only_print(tmp_path: Path) -> None:
     again.write_text(printed.output)
     printed_again = run(["python", "train.py", "--config", str(again), "--print_config"])
     assert settings(printed_again.output) == settings(printed.output)
+
+
+@pytest.mark.parametrize("command", [name for name, test in COVERED.items() if test == "test_tools_that_look_at_data"])
+def test_tools_that_look_at_data(command: str) -> None:
+    ended = run(shlex.split(command))
+    assert ended.status == 0, ended.output
+    assert "embedded/" in ended.output and ("documents" in ended.output or "records" in ended.output), ended.output
 
 
 def settings(printed: str) -> list[str]:

@@ -27,8 +27,15 @@ MAY_IMPORT = {
 }
 """Where a library may be imported at all."""
 
-WITHOUT_TORCH = ("ds_recipes/errors.py", "ds_recipes/hub_probe.py", "ds_recipes/config/", "ds_recipes/world/resolve.py")
-"""Read before the checks have passed: --help and every config error are shown without loading torch."""
+WITHOUT_TORCH = (
+    "ds_recipes/errors.py",
+    "ds_recipes/hub_probe.py",
+    "ds_recipes/config/",
+    "ds_recipes/world/resolve.py",
+    "ds_recipes/data/index/",
+    "ds_recipes/data/published.py",
+)
+"""Read before the checks have passed, or by a tool of its own: no import of torch is waited for."""
 
 SLOW_LIBRARIES = {"torch", "transformers", "deepspeed", "safetensors", "tokenizers", "wandb"}
 

@@ -22,7 +22,10 @@ METRIC_NAMES = (
     "epoch",
     "data_hash",  # rolling hash of the rows taken so far
 )
-"""The fields of a line of metrics.jsonl. Whatever else a step logs is a norm of the optimizer's state."""
+"""The fields of a line of metrics.jsonl. Whatever else a step logs is of one source, or a norm of the optimizer's state."""
+
+SOURCE_METRICS = ("epoch/", "tokens/")
+"""Of a run on several sources: passes over each, and its tokens so far without padding, behind the source's name."""
 
 PANELS = {
     "loss": "training/loss",
@@ -49,10 +52,16 @@ PANELS = {
 def panel_values(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers among `metrics` by their panel's name; norms of the optimizer's state go to its group."""
     return {
-        PANELS.get(name, f"{'evaluation' if name.startswith('eval_') else 'optimizer'}/{name}"): value
+        PANELS.get(name, f"{_group(name)}/{name}"): value
         for name, value in metrics.items()
         if isinstance(value, int | float)
     }
+
+
+def _group(name: str) -> str:
+    if name.startswith(SOURCE_METRICS):
+        return "data"
+    return "evaluation" if name.startswith("eval_") else "optimizer"
 
 
 class Tracker(ABC):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_recipes.errors import TrainingError
-from ds_recipes.training.trackers.base import METRIC_NAMES, Tracker
+from ds_recipes.training.trackers.base import METRIC_NAMES, SOURCE_METRICS, Tracker
 
 
 class JsonLines:
@@ -71,8 +71,10 @@ class MetricsFiles(Tracker):
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write a line of metrics, and one of norms if there are any."""
-        self._metrics.append({"step": step} | {name: metrics[name] for name in METRIC_NAMES if name in metrics})
-        norms = {name: value for name, value in metrics.items() if name not in METRIC_NAMES}
+        of_sources = {name: value for name, value in metrics.items() if name.startswith(SOURCE_METRICS)}
+        named = {name: metrics[name] for name in METRIC_NAMES if name in metrics}
+        self._metrics.append({"step": step} | named | of_sources)
+        norms = {name: value for name, value in metrics.items() if name not in named and name not in of_sources}
         if norms:
             self._norms.append({"step": step} | norms)
 

@@ -1,6 +1,5 @@
 """A tiny tokenizer, data files and worlds of threads for the tests of the data floor."""
 
-import dataclasses
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -10,10 +9,6 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
-
-from ds_recipes.config.plan import Plan
-from ds_recipes.data.dataset import PackedDataset, build_dataset
-from ds_recipes.world.group import solo
 
 TEXT = "the quick brown fox jumps over a lazy dog and writes 日本語 letters Response: Below is"
 
@@ -41,33 +36,12 @@ def write_jsonl(path: Path, records: Sequence[Any]) -> Path:
     return path
 
 
-def build(
-    path: Path, dataset_format: str = "text", packing: str = "documents", context_size: int = 32
-) -> PackedDataset:
-    tokenizer = make_tokenizer()
-    return build_dataset([path], dataset_format, packing, context_size, tokenizer, len(tokenizer), solo())
-
-
-def make_plan(world_size: int, rows_per_rank: int, micro_steps: int, total_rows: int | None = None) -> Plan:
-    """The parts of a plan that a stream reads."""
-    values: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Plan))
-    return Plan(
-        **values
-        | {
-            "world_size": world_size,
-            "rows_per_rank": rows_per_rank,
-            "micro_steps": micro_steps,
-            "global_rows": world_size * rows_per_rank * micro_steps,
-            "total_rows": total_rows,
-        }
-    )
-
-
 class ThreadWorld:
     """The parts of a World that the data floor uses, for ranks that are threads of one process."""
 
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: dict[int, Any]) -> None:
         self.rank, self.size, self._barrier, self._board = rank, size, barrier, board
+        self.local_rank, self.hosts = rank, ("here",) * size
 
     def gather(self, value: Any) -> list[Any]:
         self._board[self.rank] = value
@@ -77,6 +51,18 @@ class ThreadWorld:
         return values
 
     gather_array = gather
+
+    def broadcast(self, value: Any) -> Any:
+        return self.gather(value)[0]
+
+    def sum(self, values: Sequence[Any]) -> list[Any]:
+        return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
+
+    def barrier(self, name: str, timeout_seconds: float = 0) -> None:
+        self.gather(name)
+
+    def doing(self, phase: str) -> None:
+        """Nothing to note here."""
 
     def check(self, name: str, fn: Callable[[], Any]) -> Any:
         value, failure = None, None

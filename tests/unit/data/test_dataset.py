@@ -1,6 +1,5 @@
 """Rows hold what a slow plain oracle says: the next token of the same document, and nothing else, is the target."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from hypothesis import strategies as st
 
 from ds_recipes.data.dataset import PackedDataset
 from ds_recipes.errors import InputError
-from tests.unit.data.made import build, make_tokenizer, write_jsonl
+from tests.unit.data.corpora import rows_of as build
+from tests.unit.data.made import make_tokenizer, write_jsonl
 
 ALPACA = [
     {"instruction": "Name a fox.", "input": "", "output": "Fritz </s> 日本語"},
@@ -51,7 +51,7 @@ def test_rows_equal_a_plain_oracle(tmp_path_factory: Any, packing: str, words: l
         for at, target in zip(row.target_index.tolist(), row.target_ids.tolist(), strict=True):
             begin = at - int(row.position_ids[at])
             seen.append((tuple(row.input_ids[begin : at + 1].tolist()), target))
-    assert len(seen) == len(next_tokens) == dataset.num_target_tokens
+    assert len(seen) == len(next_tokens) == dataset.facts.target_tokens
     # A piece sees the end of what came before it in its document, or all of it.
     assert sorted(target for _, target in seen) == sorted(target for _, target in next_tokens)
     assert all(any(full[-len(part) :] == part and t == target for full, t in next_tokens) for part, target in seen[:30])
@@ -66,7 +66,7 @@ def test_alpaca_targets_decode_to_output_and_eos(tmp_path: Path, packing: str) -
     expected = [[*tokenizer(record["output"], add_special_tokens=False).input_ids, 1] for record in ALPACA]
     if packing != "concat":  # which may cut a record at a row's end
         assert decoded == sorted("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in expected)
-    assert dataset.num_target_tokens == sum(len(ids) for ids in expected)
+    assert dataset.facts.target_tokens == sum(len(ids) for ids in expected)
 
 
 def test_the_prompt_is_tokenised_as_at_inference(tmp_path: Path) -> None:
@@ -81,11 +81,11 @@ def test_counts_add_up(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a dog " * count} for count in (1, 3, 30)])
     dataset = build(path, context_size=32)
     rows = [dataset.row(index) for index in range(dataset.num_rows)]
-    assert dataset.num_documents == sum(row.num_samples for row in rows) == 3
-    assert dataset.num_tokens == sum(row.num_tokens for row in rows)
-    assert dataset.num_target_tokens == sum(len(row.target_ids) for row in rows)
-    assert dataset.padding_share == pytest.approx(1 - dataset.num_tokens / (32 * dataset.num_rows))
-    assert dataset.num_truncated == 0
+    assert dataset.facts.documents == sum(row.num_samples for row in rows) == 3
+    assert dataset.facts.tokens == sum(row.num_tokens for row in rows)
+    assert dataset.facts.target_tokens == sum(len(row.target_ids) for row in rows)
+    assert dataset.padding_share == pytest.approx(1 - dataset.facts.tokens / (32 * dataset.num_rows))
+    assert dataset.facts.truncated == 0
 
 
 def test_a_blank_row_has_nothing_to_learn(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_blank_row_has_nothing_to_learn(tmp_path: Path) -> None:
 def test_truncated_documents_are_counted_and_keep_their_prompt(tmp_path: Path) -> None:
     records = [{"instruction": "Go.", "output": "fox " * 400}, {"instruction": "Go.", "output": "fox"}]
     dataset = build(write_jsonl(tmp_path / "a.jsonl", records), "alpaca", context_size=160)
-    assert dataset.num_truncated == 1
+    assert dataset.facts.truncated == 1
     assert "1 documents are longer than a row; their ends were cut off" in dataset.describe()
 
 
@@ -110,20 +110,35 @@ def test_a_prompt_that_leaves_no_target_is_refused(tmp_path: Path) -> None:
     assert "so no target fits into a row of 160. The same holds for 1 more records. Raise --context_size" in str(
         caught.value
     )
+    dataset = build(path, "alpaca", context_size=160, skip_bad=True)
+    assert (dataset.facts.documents, dataset.facts.without_target) == (1, 2)
+    assert "2 documents were left out: their prompt alone fills a row" in dataset.describe()
+
+
+def test_long_documents_are_split_cut_dropped_or_refused(tmp_path: Path) -> None:
+    texts = ["a", "dog " * 40, "fox"]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    lengths = [len(make_tokenizer()(text).input_ids) + 1 for text in texts]
+    assert lengths[1] > 33
+    whole = build(path, context_size=32, long_documents="split")
+    assert whole.facts.target_tokens == sum(lengths) - 3
+    cut = build(path, context_size=32, long_documents="truncate")
+    assert (cut.facts.target_tokens, cut.facts.truncated) == (lengths[0] + lengths[2] - 2 + 32, 1)
+    dropped = build(path, context_size=32, long_documents="drop")
+    assert (dropped.facts.dropped, dropped.facts.documents, dropped.facts.target_tokens) == (
+        1,
+        2,
+        lengths[0] + lengths[2] - 2,
+    )
+    with pytest.raises(InputError, match=rf"a\.jsonl:2: the document has {lengths[1]} tokens, more than a row of 32\."):
+        build(path, context_size=32, long_documents="error")
+    assert build(path, context_size=lengths[1] - 1, long_documents="error").facts.documents == 3
 
 
 def test_provenance_and_example_name_files_and_lines(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ALPACA)
     dataset = build(path, "alpaca", context_size=1024)
     assert dataset.provenance(0) == f"{path}:1, {path}:2, {path}:3"
-    example = dataset.decoded_example(make_tokenizer())
+    example = dataset.show(0, make_tokenizer())
     assert f"--- {path}:2 (" in example
     assert "### Response:⟦42</s>⟧" in example
-
-
-def test_fingerprint_is_of_the_content(tmp_path: Path) -> None:
-    first = build(write_jsonl(tmp_path / "a.jsonl", ALPACA), "alpaca", context_size=512)
-    (tmp_path / "b.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
-    assert build(tmp_path / "b.jsonl", "alpaca", context_size=512).fingerprint == first.fingerprint
-    (tmp_path / "c.json").write_text(json.dumps(ALPACA[:2]))
-    assert build(tmp_path / "c.json", "alpaca", context_size=512).fingerprint != first.fingerprint

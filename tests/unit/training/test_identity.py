@@ -1,6 +1,8 @@
 """What must stay the same is what may be allowed to change, key by key."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,13 @@ OF_THE_CHECKPOINT = {"optimizer"}
 def identity(monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, str]:
     monkeypatch.chdir(ROOT)
     config = load_config(["--config", str(Path("examples/tiny_alpaca.yaml")), *flags], env={})
-    return identity_of(config, make_plan(config, 2), "data-1", "tokenizer-1")
+    inputs: Any = SimpleNamespace(
+        corpus=SimpleNamespace(fingerprint="data-1", weights=None),
+        tokenizer_fingerprint="tokenizer-1",
+        format_fingerprint="0123456789abcdef",
+        long_documents="truncate",
+    )
+    return identity_of(config, make_plan(config, 2), inputs)
 
 
 def test_every_key_can_be_allowed_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +49,20 @@ def test_all_differences_are_refused_at_once_and_allowed_ones_are_told(monkeypat
         "seed changed from 42 to 7",
     ]
     assert refuse_changes(saved, saved, [], "x") == []
+
+
+def test_changed_files_are_named_with_both_fingerprints_and_moved_ones_are_not() -> None:
+    before = [("a.jsonl", "1"), ("b.jsonl", "2"), ("c.jsonl", "3"), ("gone.jsonl", "4")]
+    now = [("a.jsonl", "1"), ("b.jsonl", "20"), ("moved.jsonl", "3"), ("new.jsonl", "5")]
+    with pytest.raises(CheckpointError) as refused:
+        refuse_changes({"data": "x"}, {"data": "y"}, [], "runs/x/iter_0000001", before, now)
+    lines = [line.strip() for line in str(refused.value).splitlines()]
+    assert lines[1:5] == [
+        "data: the checkpoint has x, this run has y",
+        "b.jsonl: 2 then, 20 now",
+        "gone.jsonl: 4 then, not there now",
+        "new.jsonl: not there then, 5 now",
+    ]
+    many = [(f"{number}.jsonl", "1") for number in range(50)]
+    with pytest.raises(CheckpointError, match="and 45 more files"):
+        refuse_changes({"data": "x"}, {"data": "y"}, [], "x", many, [])
