@@ -67,7 +67,7 @@ class DataConfig:
         "What becomes of a document longer than a row. split: it goes on in other rows; truncate: its end is cut off; "
         "drop: it is left out; error: the first one is named and nothing is trained.",
         choices=("split", "truncate", "drop", "error"),
-        default_doc="split for text and tokens and with packing concat, else truncate",
+        default_doc="split for text, tokens, functions annotated '-> str', and packing concat; else truncate",
     )
     bad_records: str = setting(
         "error",

@@ -105,7 +105,7 @@ def _make(documents: Documents, layout: Layout, side: Side) -> tuple[Packing, di
     facts = PackingFacts(
         tokens=int(packing.length.sum()),
         target_tokens=int(counts.between(packing.document, packing.start + 1, stop).sum()),
-        documents=len(np.unique(packing.document)),
+        documents=int((packing.start == 0).sum()),
         truncated=len(np.setdiff1d(too_long, without)) if how == "truncate" else 0,
         dropped=packing.num_dropped,
         without_target=len(without),

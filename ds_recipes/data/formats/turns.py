@@ -136,7 +136,7 @@ class Whole:
         """The end of what is learned of a turn: without white space behind its end token."""
         written = self.text[start:stop].rstrip()
         end = next((end for end in self.ends if written.endswith(end)), "")
-        lost = self._lost(turn, written.removesuffix(end))
+        lost = self._lost(turn, written, written.removesuffix(end).strip())
         if lost:
             raise self._refusal(
                 turn,
@@ -145,15 +145,17 @@ class Whole:
             )
         return start + len(written) if end else stop
 
-    def _lost(self, turn: int, written: str) -> str:
-        """What of a turn a template has left out; nothing if that is an empty string."""
+    def _lost(self, turn: int, written: str, body: str) -> str:
+        """What of a turn a template has left out, or an empty string. `body`: what is written, without the end token."""
         message = self.messages[turn]
         *thoughts, answer = message["content"].split(END_OF_THINKING)
         thoughts = [thoughts[0].split(THINKING)[-1]] if thoughts else []
         thoughts += [field for name in THINKING_FIELDS if isinstance(field := message.get(name), str)]
-        if any(thought.strip() not in written for thought in thoughts):
+        if not body:
+            return "anything"
+        if any(thought.strip() not in body for thought in thoughts):
             return "the thinking"
-        return "the content" if answer.strip() not in written else "" if written.strip() else "anything"
+        return "" if answer.strip() in written else "the content"
 
     def _places(self) -> dict[int, Range]:
         """Where the contents of messages lie in the text; none if the template does more than to copy and trim them."""
@@ -203,7 +205,8 @@ class Whole:
     def _wrong_beginning(self, turn: int, prompt: str) -> InputError:
         added = prompt[_shared(prompt, self.text) :][:SHOWN_CHARACTERS]
         hint = (
-            " (line breaks and indents of the file are text too, unless {%- and -%} take them away)" * added.isspace()
+            " (in a template, line breaks and indents are text too, unless {%- and -%} take them away)"
+            * added.isspace()
         )
         return self._refusal(
             turn,

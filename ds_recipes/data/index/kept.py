@@ -122,6 +122,8 @@ class Place:
         content, digest = meta["content"], meta["digest"]
         if digest != _digest(content) or content["version"] != VERSION or content["identity"] != self._identity():
             return None
+        if not all(name.isidentifier() for name in content["arrays"]):
+            return None  # a path that leaves the folder
         arrays = {name: _open_array(self.folder / f"{name}.npy", facts) for name, facts in content["arrays"].items()}
         return Entry(content["facts"], arrays)
 

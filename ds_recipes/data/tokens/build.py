@@ -34,7 +34,7 @@ def build(name: str, task: Task, num_workers: int, peers: Peers, world: World, s
         share.hear(words)
         last_words[:] = words
         parts, _, tokens = _sums(words, peers)
-        ticker.tick(lambda: progress_line(name, there + parts, len(task.parts), parts, tokens, ticker.seconds))
+        ticker.tick(progress_line(name, there + parts, len(task.parts), parts, tokens, ticker.seconds))
 
     work_together(world, phase, share.make, share.report, hear, share.give_up)
     world.check(phase, lambda: _refuse([word.report.wrong for word in last_words]))

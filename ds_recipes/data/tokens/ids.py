@@ -1,6 +1,7 @@
 """Where a document's token ids come from: the store's own files, Megatron's token files, or the records themselves."""
 
 import mmap
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -99,6 +100,7 @@ class StreamedIds:
         self._encoder = encoder
         self._offsets = offsets
         self._hashes = hashes
+        self._reading = threading.Lock()  # a user's function may know nothing of threads
         self._recent: Recent[Ints] = Recent(RECENT_DOCUMENTS, self._make)
 
     def tokens(self, document: int) -> Ints:
@@ -120,7 +122,8 @@ class StreamedIds:
     def _encode(self, record: Record) -> Encoded | None:
         """The record's one document, if it still makes one."""
         try:
-            sample = self._format.read(record)
+            with self._reading:
+                sample = self._format.read(record)
         except InputError:
             return None
         encoded = self._encoder.encode([record], [sample]) if sample is not None else None

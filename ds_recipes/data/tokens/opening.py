@@ -7,6 +7,7 @@ from pathlib import Path
 import xxhash
 
 from ds_recipes.config.data_paths import DataPath, HubData, find_files
+from ds_recipes.data.index.cache import Progress
 from ds_recipes.data.published import cache_beside
 from ds_recipes.data.sources.megatron import is_megatron
 from ds_recipes.data.tokens.files import DataFile, describe
@@ -59,19 +60,25 @@ def open_together(
     """
     phase = f"reading {path.text}"
     ticker = Ticker(say if world.rank == 0 else None)
-    at: list[tuple[str, int, int]] = []
+    latest: list[str] = []
     known: dict[Place, DataFile] = {}
+
+    def progress_of(place: Place) -> Progress:
+        name = path.text if isinstance(place[0], HubData) else place[0]
+
+        def note(done: int, total: int) -> None:
+            latest[:] = [f"reading {name} for the first time: {100 * done / max(total, 1):.0f} %"]
+
+        return note
 
     def open_share() -> None:
         for place in places[peers.index :: peers.size]:
             with contextlib.suppress(InputError):  # raised below, on all ranks
-                known[place] = describe(*place, lambda *done: at.append((str(place[0]), *done)))  # noqa: B023
+                known[place] = describe(*place, progress_of(place))
 
     def hear(_: object) -> None:
-        latest = at[-1:]
-        at.clear()
-        for name, done, total in latest:
-            ticker.tick(lambda: f"reading {name} for the first time: {100 * done / max(total, 1):.0f} %")  # noqa: B023
+        if latest:
+            ticker.tick(latest[0])
 
     work_together(world, phase, open_share, lambda: None, hear, lambda: None)
     files = world.check(phase, lambda: tuple(known.get(place) or describe(*place) for place in places))

@@ -19,11 +19,11 @@ class Ticker:
         """Since it was made."""
         return time.monotonic() - self.started
 
-    def tick(self, text: Callable[[], str]) -> None:
-        """Say `text()` if it is time."""
+    def tick(self, text: str) -> None:
+        """Say `text` if it is time."""
         if self._say is not None and time.monotonic() - self._last >= EVERY_SECONDS:
             self._last = time.monotonic()
-            self._say(text())
+            self._say(text)
 
 
 def progress_line(name: str, done: int, total: int, made: int, tokens: int, seconds: float) -> str:

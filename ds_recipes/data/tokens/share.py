@@ -72,6 +72,8 @@ class Share:
     def _make_here(self) -> Iterator[Answer]:
         maker: PartMaker | None = None
         for part in self._parts:
+            if not self._goes_on(part):
+                return
             try:
                 maker = maker or PartMaker(self._task)
                 facts = maker.make(part, lambda part=part: self._goes_on(part))  # type: ignore[misc]

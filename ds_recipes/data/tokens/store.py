@@ -71,12 +71,12 @@ def open_documents(path: DataPath, recipe: Recipe, world: World, say: Callable[[
         DsRecipesError: on all ranks: a worker was killed, a disk is full.
     """
     phase = f"opening {path.text}"
+    record_format = world.check(phase, lambda: make_format(recipe.format, recipe.tokenizer))
     places = world.check(phase, lambda: find_places(path, recipe.cache, recipe.fallback_cache))
     cache = places[0][1]
     peers = find_peers(world, cache)
     files = open_together(path, places, peers, world, say)
     world.check(phase, lambda: _check_streamable(files, recipe))
-    record_format = world.check(phase, lambda: make_format(recipe.format, recipe.tokenizer))
     identity = _Identity.of(files, recipe, record_format)
     _check_agreement(path, identity, world, phase)
     folder = cache / f"tokens-{identity.key}"
@@ -117,7 +117,7 @@ def _check_agreement(path: DataPath, identity: _Identity, world: World, phase: s
         phase,
         identity.key,
         f"{path.text}: not the same tokens on all hosts",
-        "have another tokenizer, another format or text index than rank 0. Copy their files again, or put them on a shared disk.",
+        "came with another tokenizer, format or text index than rank 0. Copy their files again, or put them on a shared disk.",
     )
 
 

@@ -118,7 +118,7 @@ class Workers:
             status = process.wait()
         if status < 0:
             return DsRecipesError(
-                f"{name}: a tokenising worker was killed (signal {-status}, {signal.Signals(-status).name}). Out of memory is "
+                f"{name}: a tokenising worker was killed (signal {-status}: {signal.strsignal(-status)}). Out of memory is "
                 "the usual cause: see the host's kernel log (dmesg). Set a smaller --num_workers_tokenise. What is done "
                 "stays, and is used again."
             )

@@ -133,6 +133,20 @@ def test_a_call_without_a_generation_prompt() -> None:
     assert marked(sample).endswith('<|im_start|>assistant\n⟦<call>{"name": "add", "arguments": {}}</call><|im_end|>⟧')
 
 
+def test_a_template_that_wants_arguments_as_text_gets_them_so() -> None:
+    """As DeepSeek's do, which add them to a string."""
+    template = TOOLS_TEMPLATE.replace(
+        "{'name': call.function.name, 'arguments': call.function.arguments} | tojson",
+        "call.function.name + ' ' + call.function.arguments",
+    )
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", template)
+    calls = {"role": "assistant", "tool_calls": [CALL]}
+    sample = read({"messages": [USER, calls, RESULT, ANSWER]}, "chat", tokenizer)
+    assert '⟦<call>add {"x": "日本", "n": [1]}</call><|im_end|>⟧' in marked(sample)
+    failing = make_chat_tokenizer(CHATML.specials, "<|im_end|>", "{{ messages[1].tool_calls + 1 }}")
+    assert "TypeError: can only concatenate list" in refusal({"messages": [USER, calls]}, "chat", failing)
+
+
 def test_several_answers_in_a_row_and_a_first_one() -> None:
     turn = "<|im_start|>assistant\n⟦yes<|im_end|>⟧\n"
     assert chat({"messages": [ANSWER, ANSWER, USER, ANSWER]}) == turn * 2 + CHATML_TEXT

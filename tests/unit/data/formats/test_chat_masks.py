@@ -11,6 +11,7 @@ from ds_recipes.data.encode import Encoder
 from ds_recipes.data.formats.chat import ChatFormat
 from ds_recipes.data.formats.sample import Rendered
 from ds_recipes.data.sources.record import Record
+from ds_recipes.errors import InputError
 from tests.unit.data.formats.families import (
     CHATML,
     CHATML_WITH_TAGS,
@@ -282,5 +283,36 @@ def test_a_template_that_drops_thinking_learns_the_last_turn_with_its_thinking()
     assert sample.text[start:stop] == "<think>\nt2\n</think>\n\na2<|im_end|>"
     one_turn = ChatFormat(tokenizer, None, "all").read(Record("a.jsonl", 4, 3, {"messages": messages[:2]}))
     assert one_turn.text[slice(*one_turn.targets[0])] == "<think>\nt1\n</think>\n\na1<|im_end|>"
-    with pytest.raises(Exception, match=r"^a\.jsonl:4: message 2: the chat template writes .* --chat_targets last "):
+    with pytest.raises(InputError, match=r"^a\.jsonl:4: message 2: the chat template writes .* --chat_targets last "):
         ChatFormat(tokenizer, None, "all").read(record)
+
+
+@pytest.mark.parametrize("generation_prompt", ["Assistant:", "Assistant:<think>\\n"])
+def test_a_template_that_drops_all_thinking_learns_answers_without_it(generation_prompt: str) -> None:
+    """As DeepSeek-R1's does; a later version of it begins the thinking in the generation prompt."""
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ 'User:' + m['content'] }}{% else %}"
+        "{{ 'Assistant:' + m['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '" + generation_prompt + "' }}{% endif %}"
+    )
+    chat = ChatFormat(make_chat_tokenizer(DEEPSEEK.specials, DEEPSEEK.eos, template), None, "last")
+    messages = [
+        {"role": "user", "content": "q1"},
+        {"role": "assistant", "content": "<think>t</think>a1"},
+        {"role": "user", "content": "q2"},
+        {"role": "assistant", "content": "a2"},
+    ]
+    if "think" in generation_prompt:
+        with pytest.raises(InputError, match=r"message 4: the chat template's generation prompt goes on with '<think>"):
+            chat.read(Record("a.jsonl", 1, 0, {"messages": messages}))
+        return
+    sample = chat.read(Record("a.jsonl", 1, 0, {"messages": messages}))
+    assert (
+        sample.text
+        == "<｜begin▁of▁sentence｜>User:q1Assistant:a1<｜end▁of▁sentence｜>User:q2Assistant:a2<｜end▁of▁sentence｜>"
+    )
+    assert [sample.text[slice(*each)] for each in sample.targets] == ["a2<｜end▁of▁sentence｜>"]
+    with pytest.raises(
+        InputError, match="message 2: the chat template does not write the thinking of this assistant turn"
+    ):
+        chat.read(Record("a.jsonl", 1, 0, {"messages": messages[:2]}))

@@ -9,6 +9,7 @@ import pytest
 from ds_recipes.data.formats.choose import make_format
 from ds_recipes.data.formats.sample import FormatSettings, Parts, Rendered, Tokens
 from ds_recipes.data.sources.record import Record
+from ds_recipes.errors import InputError
 from tests.house.tree import ROOT
 from tests.unit.data.formats.families import CHATML, make_chat_tokenizer, tokenizer_of
 from tests.unit.data.formats.reading import fingerprint, read, refusal, refused_format, write
@@ -129,7 +130,9 @@ def test_refuses_with_file_and_line(tmp_path: Path, returned: str, message: str)
 def test_messages_need_a_template(tmp_path: Path) -> None:
     bare = make_chat_tokenizer(CHATML.specials, CHATML.eos, None)
     dataset = own(tmp_path, "def f(record):\n    return {'messages': record['m']}\n")
-    with pytest.raises(Exception, match=r"has no chat template, .* Pass --chat_template with the path of a Jinja file"):
+    with pytest.raises(
+        InputError, match=r"has no chat template, .* Pass --chat_template with the path of a Jinja file"
+    ):
         read({"m": MESSAGES}, dataset, bare)
     template = write(tmp_path / "t.jinja", CHATML.template)
     assert isinstance(read({"m": MESSAGES}, dataset, bare, chat_template=template), Rendered)

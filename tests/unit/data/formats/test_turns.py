@@ -166,7 +166,7 @@ def test_a_range_begins_behind_the_generation_prompt_and_ends_with_its_turn(
             wanted.append((start - lead, start + len(text.rstrip()) if ended else stop))
     found = ranges(render, messages, 2)
     if isinstance(found, str):  # an answer of nothing but an end token's text, trimmed down to it
-        assert "writes nothing of this assistant turn" in found
+        assert "does not write anything of this assistant turn" in found
     else:
         assert found == wanted
 
@@ -229,9 +229,44 @@ def test_refuses_a_turn_that_is_written_otherwise_later() -> None:
     )
 
 
-@pytest.mark.parametrize("written", ["", "<eos>", " <eos>\n"])
-def test_refuses_a_turn_that_the_template_does_not_write(written: str) -> None:
+@pytest.mark.parametrize(
+    ("turn", "written", "lost"),
+    [
+        ({"content": "yes"}, "", "anything"),
+        ({"content": "yes"}, "<eos>", "anything"),
+        ({"content": ""}, " <eos>\n", "anything"),
+        ({"content": "yes"}, "no<eos>", "the content"),
+        ({"content": " yes<eos>\n"}, "yes<eos>", ""),
+        ({"content": "<think>\nt\n</think>\n\nyes"}, "yes<eos>", "the thinking"),
+        ({"content": "<think>\nt\n</think>\n\nyes"}, "<think> t </think> yes<eos>", ""),
+        ({"content": "t</think>yes"}, "<think> t </think> yes<eos>", ""),
+        ({"content": "<think></think>yes"}, "yes<eos>", ""),
+        ({"content": "yes", "reasoning_content": "t"}, "yes<eos>", "the thinking"),
+        ({"content": "yes", "reasoning_content": " t\n"}, "t yes<eos>", ""),
+        ({"content": "yes", "thinking": "t"}, "yes<eos>", "the thinking"),
+    ],
+)
+def test_refuses_a_turn_of_which_something_is_lost(turn: dict[str, Any], written: str, lost: str) -> None:
     def render(messages: Sequence[dict[str, Any]], generation_prompt: bool) -> str:
-        return "".join(m["content"] if m["role"] == "user" else written for m in messages)
+        texts = [m["content"] if m["role"] == "user" else "[a]" + written for m in messages]
+        return "".join(texts) + "[a]" * generation_prompt
 
-    assert "message 2: the chat template writes nothing of this assistant turn." in refusal(render, MESSAGES_OF_TWO, 1)
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant"} | turn]
+    if lost:
+        assert refusal(render, messages, 1) == (
+            f"a.jsonl:3: message 2: the chat template does not write {lost} of this assistant turn as the record has it, so "
+            "it would not be learned. Pass --chat_template with a Jinja file that does, or change or remove the record."
+        )
+    else:
+        whole = Whole(render, messages, ENDS, "a.jsonl:3")
+        assert whole.text[slice(*whole.ranges([1])[0])] == written
+
+
+def test_says_that_line_breaks_of_a_file_are_text() -> None:
+    def render(messages: Sequence[dict[str, Any]], generation_prompt: bool) -> str:
+        return "".join(f"[{m['role']}]{m['content']}" for m in messages) + "[assistant]\n" * generation_prompt
+
+    message = refusal(render, MESSAGES_OF_TWO, 1)
+    assert (
+        "goes on with '\\n' (in a template, line breaks and indents are text too, unless {%- and -%} take " in message
+    )

@@ -119,6 +119,10 @@ def refit_bounds(folder: Path, bounds: np.ndarray[Any, np.dtype[Any]]) -> None:
     refit_meta(folder, lambda content: content["arrays"].update(bounds=facts))
 
 
+def leave_folder(content: dict[str, Any]) -> None:
+    content["arrays"]["../bounds"] = content["arrays"]["bounds"]
+
+
 def bounds_in(folder: Path) -> np.ndarray[Any, np.dtype[Any]]:
     return np.load(folder / "bounds.npy")
 
@@ -159,6 +163,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "descending": lambda folder: refit_bounds(folder, bounds_in(folder)[[0, *range(30_000 - 1, 0, -1), 30_000]]),
     "one bound": lambda folder: refit_bounds(folder, bounds_in(folder)[:1]),
     "no bound": lambda folder: refit_bounds(folder, bounds_in(folder)[:0]),
+    "a path for a name": lambda folder: refit_meta(folder, leave_folder),
     "a file": lambda folder: (shutil.rmtree(folder), folder.write_bytes(b"x")),
     "a dead link": lambda folder: (shutil.rmtree(folder), folder.symlink_to("nowhere")),
 }  # fmt: skip
@@ -168,6 +173,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 def test_a_damaged_entry_is_made_again_never_believed(tmp_path: Path, damage: str) -> None:
     path = write(tmp_path / "a.jsonl", CONTENT)
     fingerprint = open_beside(path).fingerprint
+    shutil.copy(index_in(path) / "bounds.npy", tmp_path / ".index_cache")
     DAMAGES[damage](index_in(path))
     assert was_read(path) and not was_read(path)
     index = open_beside(path)

@@ -69,6 +69,15 @@ def test_ranks_that_read_different_files_are_told_so(tmp_path: Path, monkeypatch
     assert "read other bytes than rank 0" in str(errors[0])
 
 
+def test_ranks_with_different_tokenizers_are_told_so(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    errors = open_on(3, path, lambda rank: make_recipe(tokenizer=make_tokenizer(adds_bos=rank != 2)))
+    assert {str(error) for error in errors} == {
+        f"{path}: not the same tokens on all hosts: rank 2 came with another tokenizer, format or text index than rank 0. "
+        "Copy their files again, or put them on a shared disk."
+    }
+
+
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing/a.jsonl", "none*.jsonl", "."])
 def test_files_that_are_not_there(tmp_path: Path, name: str) -> None:
     errors = open_on(2, tmp_path / name, make_recipe())
@@ -93,7 +102,7 @@ def test_compressed_files_cannot_be_streamed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "workers, fault, message",
-    [(0, "raise MemoryError", ""), (2, "os.abort()", "a tokenising worker was killed (signal 6, SIGABRT)")],
+    [(0, "raise MemoryError", ""), (2, "os.abort()", "a tokenising worker was killed (signal 6: Aborted)")],
 )
 def test_a_fault_on_one_rank_ends_all(tmp_path: Path, workers: int, fault: str, message: str) -> None:
     function = tmp_path / "own.py"

@@ -42,6 +42,8 @@ def test_lines_come_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     ticker = Ticker(said.append)
     for second in range(36):
         now[0] = 100.0 + second
-        ticker.tick(lambda: f"after {ticker.seconds:.0f}")
+        ticker.tick(f"after {ticker.seconds:.0f}")
     assert said == ["after 10", "after 20", "after 30"]
-    Ticker(None).tick(lambda: pytest.fail("nobody listens"))
+    silent = Ticker(None)
+    now[0] += 20
+    silent.tick("nobody listens")

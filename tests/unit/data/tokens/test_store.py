@@ -151,6 +151,15 @@ def test_ids_take_16_bits_where_they_can(tmp_path: Path, vocabulary_size: int, d
     check_against_oracle(documents, expected)
 
 
+def test_a_tokenizer_without_bos_makes_no_bos_and_no_target_of_the_first_token(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a dog"}])
+    tokenizer = make_tokenizer(adds_bos=False)
+    documents = open_alone(path, make_recipe(tokenizer=tokenizer))
+    ids = [*tokenizer("a dog").input_ids, tokenizer.eos_token_id]
+    assert documents.tokens(0).tolist() == ids
+    assert documents.spans_of(0).tolist() == [[1, len(ids)]]
+
+
 def test_the_first_ten_of_all_bad_records_are_named_in_order(tmp_path: Path) -> None:
     records: list[Any] = [{"text": f"a dog {i}"} if i % 3 else {"title": "a"} for i in range(60)]
     path = write_jsonl(tmp_path / "a.jsonl", records)

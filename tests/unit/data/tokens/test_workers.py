@@ -96,7 +96,7 @@ def test_a_killed_worker_is_an_error_that_says_so(tmp_path: Path, monkeypatch: p
 
     with Workers(task, 2) as workers, pytest.raises(DsRecipesError) as caught:
         list(workers.make(range(len(task.parts)), lambda part: kill_one(part, workers)))
-    assert "a tokenising worker was killed (signal 9, SIGKILL). Out of memory is the usual cause" in str(caught.value)
+    assert "a tokenising worker was killed (signal 9: Killed). Out of memory is the usual cause" in str(caught.value)
 
 
 def open_with_workers(path: str, function: str) -> int:
