@@ -5,8 +5,10 @@ jobs that make the same one at once both succeed, and a kill at any moment leave
 """
 
 import errno
+import glob
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from ds_recipes.errors import InputError
 
 CACHE_NAME = ".index_cache"
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+ABANDONED_SECONDS = 86_400
+"""A part in which nothing was written for so long belongs to a job that was killed."""
 
 
 def cache_beside(data: Path, asked: Path | None, fallback: Path | None = None) -> Path:
@@ -44,8 +48,12 @@ def cache_beside(data: Path, asked: Path | None, fallback: Path | None = None) -
 def publishing(target: Path) -> Iterator[Path]:
     """Give a hidden folder to write into; after the block its files are durable and it appears as `target`, whole.
 
-    If another job has published `target` meanwhile, that one stays. After an error nothing is left.
+    If another job has published `target` meanwhile, that one stays. After an error nothing is left; what a kill left is
+    removed a day later.
     """
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        if is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
     part.mkdir(parents=True)
     try:
@@ -61,6 +69,15 @@ def publishing(target: Path) -> Iterator[Path]:
         sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def is_abandoned(part: Path) -> bool:
+    """True for a folder in which nothing has been written for a day."""
+    try:
+        newest = max(path.stat().st_mtime for path in (part, *part.iterdir()))
+    except OSError:  # somebody else removes it
+        return False
+    return time.time() - newest > ABANDONED_SECONDS
 
 
 def sync(path: Path) -> None:

@@ -12,7 +12,6 @@ costs the same whatever the file's size. An entry that is not whole in every res
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ import numpy as np
 import xxhash
 
 from ds_recipes.data.index.raw import open_packed, reading
-from ds_recipes.data.published import publishing
+from ds_recipes.data.published import is_abandoned, publishing
 from ds_recipes.errors import InputError
 
 VERSION = 1
@@ -41,8 +40,6 @@ SMALL_ARRAY_BYTES = 1 << 18
 HEADER_BYTES = 128  # of a .npy file with one dimension
 MOST_META_BYTES = 1 << 20
 MOST_NAME_BYTES = 120
-ABANDONED_SECONDS = 86_400
-"""A part in which nothing was written for so long belongs to a job that was killed."""
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -140,7 +137,7 @@ class Place:
         mine, family = self.folder.name, self._family()
         for found in _names(self.cache):
             is_other_state = found.startswith(family) and found != mine
-            if is_other_state or (found.startswith(f".{family}") and _is_abandoned(self.cache / found)):
+            if is_other_state or (found.startswith(f".{family}") and is_abandoned(self.cache / found)):
                 delete(self.cache / found)
 
 
@@ -247,11 +244,3 @@ def _names(folder: Path) -> Iterable[str]:
         return [path.name for path in folder.iterdir()]
     except OSError:
         return []
-
-
-def _is_abandoned(part: Path) -> bool:
-    try:
-        newest = max(path.stat().st_mtime for path in (part, *part.iterdir()))
-    except OSError:
-        return False
-    return time.time() - newest > ABANDONED_SECONDS
