@@ -60,7 +60,7 @@ class Corpus:
     @property
     def fingerprint(self) -> str:
         """32 hex digits of the documents that are used: the files' contents in their order, and what was left out."""
-        left_out = [(source.documents.num_bad, source.facts.held_out) for source in self.sources]
+        left_out = [(source.documents.num_bad, source.left_out_by) for source in self.sources]
         content = [[content for _, content in self.files], left_out]
         return str(xxhash.xxh3_128(json.dumps(content).encode()).hexdigest())
 

@@ -65,11 +65,14 @@ class PackedDataset:
         context_size: int,
         padding_id: int,
         method: str,
+        left_out_by: str = "",
     ) -> None:
+        """`left_out_by` tells what other documents of the source are not in these rows, for the data's fingerprint."""
         self.documents = documents
         self.packing = packing
         self.facts = facts
         self.context_size = context_size
+        self.left_out_by = left_out_by
         self._padding_id = padding_id
         self._method = method
 

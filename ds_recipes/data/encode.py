@@ -9,16 +9,17 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 from tokenizers import Encoding, Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from ds_recipes.data.formats.sample import Parts, Rendered, Sample, Tokens
 from ds_recipes.data.sources.record import Bad, Record
-from ds_recipes.data.tokenizer import adds_bos
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Ints = np.ndarray[Any, np.dtype[Any]]
 Span = tuple[int, int]
@@ -60,8 +61,10 @@ class Encoder:
     vocabulary_size: int
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int) -> "Encoder":
+    def of(cls, tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int) -> "Encoder":
         """The encoder of a fast tokenizer with an EOS token, for a model with so many embeddings."""
+        from ds_recipes.data.tokenizer import adds_bos  # imports transformers, which a worker process does without
+
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         # Padding and truncation are left over from calls. The post-processor adds special tokens, which is done here,
         # and a byte-level one also takes spaces out of the tokens' offsets, which would hide where a token begins.

@@ -1,5 +1,6 @@
 """From documents to packed rows: which documents are used, what becomes of long ones, and what that leaves."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,10 +71,10 @@ def build_rows(documents: Documents, layout: Layout, side: Side, world: World) -
 
     # The first rank of each host packs, the others find it done; a host that shares no disk with rank 0 packs too.
     world.check("packing", lambda: opened() if world.local_rank == 0 else None)
-    packing, facts = world.check("packing", opened)
-    return PackedDataset(
-        documents, packing, PackingFacts(**facts), layout.context_size, layout.padding_id, layout.packing
-    )
+    packing, numbers = world.check("packing", opened)
+    facts = PackingFacts(**numbers)
+    left_out_by = json.dumps(side.key) if facts.held_out else ""
+    return PackedDataset(documents, packing, facts, layout.context_size, layout.padding_id, layout.packing, left_out_by)
 
 
 def is_held_out(hashes: Ints, fraction: float) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -20,19 +20,11 @@ class Skips:
         """Skipped positions below `stop`."""
         return sum(min(end, stop) - min(start, stop) for start, end in self.ranges)
 
-    def next_positions(self, position: int, count: int, limit: int | None) -> tuple[Ints, int]:
-        """The next `count` positions from `position` on that are kept and below `limit`, and the position to go on from.
-
-        There are fewer where the limit comes first.
-        """
+    def next_positions(self, position: int, count: int) -> tuple[Ints, int]:
+        """The next `count` positions from `position` on that are kept, ascending, and the position to go on from."""
         first = position - self.num_skipped(position)  # a kept position's number among all that are kept
-        last = first + count
-        if limit is not None:
-            last = min(last, max(limit - self.num_skipped(limit), first))
-        number = np.arange(first, last)
+        number = np.arange(first, first + count)
         positions = number + self._skipped[np.searchsorted(self._kept, number, side="right")]
-        if last < first + count:
-            return positions, max(position, limit or 0)
         return positions, int(positions[-1]) + 1 if count else position
 
 

@@ -80,7 +80,7 @@ class Stream:
 
     def step_from(self, position: int) -> Step:
         """Which rows a step trains that begins at `position`. Costs the same at any position."""
-        positions, next_position = self.skips.next_positions(position, self._plan.global_rows, None)
+        positions, next_position = self.skips.next_positions(position, self._plan.global_rows)
         limit = self._plan.total_rows
         is_blank = np.zeros(len(positions), bool) if limit is None else positions >= limit
         rows = np.where(is_blank, BLANK, self._corpus.locate(positions).row)

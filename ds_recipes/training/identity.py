@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
+from ds_recipes.data.packing import PACKING_VERSION
+from ds_recipes.data.tokens.store import VERSION as TOKENS_VERSION
 from ds_recipes.errors import CheckpointError
 from ds_recipes.training.inputs import Inputs
 
@@ -19,10 +21,10 @@ def identity_of(config: Config, plan: Plan, inputs: Inputs) -> dict[str, str]:
     return {
         "data": inputs.corpus.fingerprint,
         "tokenizer": inputs.tokenizer_fingerprint,
-        "dataset": f"{data.dataset} ({inputs.format_fingerprint[:12]})",
+        "dataset": f"{data.dataset} ({inputs.format_fingerprint[:12]}, version {TOKENS_VERSION})",
         "mixture": "no weights" if weights is None else " ".join(f"{weight:g}" for weight in weights),
         "validation_split": str(data.validation_split),
-        "packing": data.packing,
+        "packing": f"{data.packing} (version {PACKING_VERSION})",
         "truncation": inputs.long_documents,
         "context_size": str(data.context_size),
         "seed": str(config.run.seed),

@@ -92,10 +92,8 @@ class Run:
         }
 
     def report_repeats(self, start: int, state: TrainingState) -> None:
-        """Say which sources, of several, begin again in a new order at a position between `start` and the state's."""
+        """Say which sources begin again in a new order at a position between `start` and the state's."""
         names, limit = self.corpus.names, self.plan.total_rows
-        if len(names) == 1:
-            return
         for source, epoch in self.corpus.repeats_between(start, min(state.position, limit or state.position)):
             times = "once" if epoch == 1 else f"{epoch} times"
             message = f"{names[source]} has been seen {times} in full; it repeats with a new shuffle"

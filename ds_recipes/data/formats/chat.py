@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ds_recipes.data.formats.conversation import Conversation, Message, read_conversation, with_json_arguments
 from ds_recipes.data.formats.fields import check_string, is_text
@@ -15,6 +13,9 @@ from ds_recipes.data.formats.sample import Rendered
 from ds_recipes.data.formats.turns import Whole
 from ds_recipes.data.sources.record import Record
 from ds_recipes.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 """The names that transformers gives templates where a tokenizer has several."""
@@ -40,7 +41,7 @@ class ChatFormat:
     name = "chat"
     splits_long = False
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Path | None, targets: str) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: Path | None, targets: str) -> None:
         self._tokenizer = tokenizer
         self._only_last = targets == "last"
         self._templates = {DEFAULT: _read(template)} if template else _of_tokenizer(tokenizer)
@@ -131,7 +132,7 @@ def _read(path: Path) -> str:
         raise InputError(f"{path}: the chat template cannot be read ({reason}). Check --chat_template.") from error
 
 
-def _of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def _of_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
     """The templates that can be used, by name."""
     given = tokenizer.chat_template
     templates = given if isinstance(given, dict) else {DEFAULT: given} if given else {}
@@ -148,7 +149,7 @@ def _of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     )
 
 
-def _check_syntax(tokenizer: PreTrainedTokenizerBase, template: str, name: str) -> None:
+def _check_syntax(tokenizer: "PreTrainedTokenizerBase", template: str, name: str) -> None:
     from jinja2 import TemplateSyntaxError
 
     try:
@@ -159,7 +160,7 @@ def _check_syntax(tokenizer: PreTrainedTokenizerBase, template: str, name: str) 
         return
 
 
-def _end_tokens(tokenizer: PreTrainedTokenizerBase, templates: dict[str, str]) -> tuple[str, ...]:
+def _end_tokens(tokenizer: "PreTrainedTokenizerBase", templates: dict[str, str]) -> tuple[str, ...]:
     """Texts of tokens that can end a turn: special ones, and added ones that a template itself writes. Longest first."""
     written = "".join(templates.values())
     tokens = tokenizer.added_tokens_decoder.values()

@@ -1,8 +1,7 @@
 """From settings to the format that they name."""
 
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from ds_recipes.config.data_settings import FORMATS
 from ds_recipes.config.own_function import split_own
@@ -14,8 +13,11 @@ from ds_recipes.data.formats.text import CompletionFormat, TextFormat
 from ds_recipes.data.formats.token_ids import TokensFormat
 from ds_recipes.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def make_format(settings: FormatSettings, tokenizer: PreTrainedTokenizerBase | None) -> Format:
+
+def make_format(settings: FormatSettings, tokenizer: "PreTrainedTokenizerBase | None") -> Format:
     """The format that the settings name. `tokenizer` may be None where `needs_tokenizer` says so.
 
     Raises:

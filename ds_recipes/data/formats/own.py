@@ -8,9 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ds_recipes.config.own_function import check_own, split_own
 from ds_recipes.data.formats.chat import ChatFormat
@@ -21,6 +19,9 @@ from ds_recipes.data.formats.text import CompletionFormat, TextFormat
 from ds_recipes.data.formats.token_ids import TokensFormat
 from ds_recipes.data.sources.record import Record
 from ds_recipes.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Function = Callable[..., Any]
 
@@ -37,7 +38,7 @@ class OwnFormat:
         InputError: the file or the function is missing, or the file cannot be run.
     """
 
-    def __init__(self, settings: FormatSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, settings: FormatSettings, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.name = settings.dataset
         named = split_own(self.name)
         problem = check_own(self.name)

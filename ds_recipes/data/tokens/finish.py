@@ -11,7 +11,7 @@ import numpy as np
 from ds_recipes.data.published import publishing
 from ds_recipes.data.tokens.arrays import ArrayFile, array_bytes, map_array
 from ds_recipes.data.tokens.parts import MOST_BAD_SHOWN, SPAN, Part, PartFacts, part_folder, read_facts
-from ds_recipes.data.tokens.summary import STORE_JSON, Summary, read_summary, write_summary
+from ds_recipes.data.tokens.summary import Summary, read_summary, write_summary
 from ds_recipes.errors import DsRecipesError
 from ds_recipes.world.channel import wait_until
 
@@ -22,11 +22,9 @@ INT64, UINT64 = np.dtype("<i8"), np.dtype("<u8")
 
 
 def missing_parts(folder: Path, parts: Sequence[Part]) -> list[int]:
-    """The parts that have to be made. Damaged ones are taken away, and so is store.json, which is no longer true."""
+    """The parts that have to be made. Damaged ones are taken away."""
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     missing = [part.number for part in parts if read_facts(part_folder(folder, part.number), part) is None]
-    if missing:
-        (folder / STORE_JSON).unlink(missing_ok=True)
     for number in missing:
         _remove(part_folder(folder, number))
     return missing

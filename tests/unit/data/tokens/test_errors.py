@@ -35,6 +35,32 @@ def test_the_first_one_of_a_batch_counts_whoever_finds_it(tmp_path: Path, wrong:
     assert str(error).startswith(f"{path}:2: ")
 
 
+def test_what_the_encoder_finds_comes_before_a_later_line_that_is_no_record(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "the dog"}, 8, {"text": ""}])
+    largest = max(make_tokenizer()("the dog").input_ids)
+    (error,) = open_on(1, path, make_recipe(vocabulary_size=largest))
+    assert str(error).startswith(f"{path}:2: ")
+    (error,) = open_on(1, path, make_recipe(vocabulary_size=3, skip_bad=True))
+    assert f"the first: {path}:1: " in str(error)
+
+
+@pytest.mark.parametrize("size, workers", [(2, 0), (1, 2)])
+def test_the_first_wrong_record_counts_though_a_later_one_is_found_sooner(
+    tmp_path: Path, size: int, workers: int
+) -> None:
+    function = tmp_path / "own.py"
+    function.write_text(
+        "import time\n\ndef read(record):\n    time.sleep(record['seconds'])\n    return record['text']\n"
+    )
+    records: list[Any] = [{"text": "a dog", "seconds": 0, "more": "x" * 90} for _ in range(40)]
+    records[2] |= {"seconds": 1.5, "text": 7}
+    records[7] |= {"text": 8}
+    path = write_jsonl(tmp_path / "a.jsonl", records)
+    for error in open_on(size, path, make_recipe(format=FormatSettings(f"{function}:read"), workers=workers)):
+        assert isinstance(error, InputError)
+        assert str(error).startswith(f"{path}:3: ")
+
+
 def test_a_token_beyond_the_embedding_is_named(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "the dog"}])
     largest = max(make_tokenizer()("the dog").input_ids)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ds_recipes.data.formats.sample import FormatSettings
-from ds_recipes.data.tokens import make, store
+from ds_recipes.data.tokens import make, share, store
 from ds_recipes.data.tokens.documents import Documents
 from ds_recipes.errors import InputError
 from tests.unit.data.made import make_tokenizer, write_jsonl
@@ -39,6 +39,22 @@ def test_the_files_do_not_depend_on_ranks_and_workers(tmp_path: Path, size: int,
         assert documents.fingerprint == alone.fingerprint
     assert store_files(only_store(cache)) == store_files(alone.folder)
     assert sorted(path.name for path in cache.iterdir() if path.name.startswith(".")) == []
+
+
+def test_ranks_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_corpus(tmp_path / "data")
+    shares: list[list[int]] = []
+    init = share.Share.__init__
+
+    def noted(self: share.Share, task: Any, parts: Any, num_workers: int) -> None:
+        shares.append(list(parts))
+        init(self, task, parts, num_workers)
+
+    monkeypatch.setattr(share.Share, "__init__", noted)
+    (documents, *_) = open_on(3, tmp_path / "data", make_recipe())
+    parts = len(list((documents.folder / "parts").iterdir()))
+    assert sorted(part for one in shares for part in one) == list(range(parts))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_more_ranks_than_records(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ds_recipes.data.formats.sample import FormatSettings
-from ds_recipes.errors import DsRecipesError
+from ds_recipes.errors import DsRecipesError, InputError
 from tests.unit.data.made import write_jsonl
 from tests.unit.data.tokens.stores import check_against_oracle, make_corpus, make_recipe, open_alone, open_on
 
@@ -62,7 +62,7 @@ def test_many_threads_get_the_same(tmp_path: Path) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("text", ["a cat 7", "a dog 7 and more", ""])
+@pytest.mark.parametrize("text", ["a dog 8", "a dog 7 and more", ""])
 def test_a_record_that_changed_meanwhile_is_an_error(tmp_path: Path, text: str) -> None:
     """A function's file, unlike the data, is read once: here the function itself looks elsewhere."""
     texts = tmp_path / "texts"
@@ -90,3 +90,11 @@ def test_a_file_that_changed_meanwhile_is_an_error(tmp_path: Path) -> None:
     write_jsonl(path, [{"text": f"a cat {i}"} for i in range(9)])
     with pytest.raises(DsRecipesError, match=rf"{path}.*changed"):
         documents.tokens(0)
+
+
+def test_a_place_in_a_file_that_changed_meanwhile_is_not_told(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"a dog {i}"} for i in range(9)])
+    documents = open_alone(path, make_recipe())
+    write_jsonl(path, [{"text": f"a cat {i}"} for i in range(9)])
+    with pytest.raises(InputError, match=rf"{path}: changed while the run was using it"):
+        documents.where(0)

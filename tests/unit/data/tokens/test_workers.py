@@ -43,12 +43,12 @@ def open_alone_loosely(path: Path, recipe: Any) -> None:
 
 
 def slow_function(folder: Path, seconds: float) -> str:
-    """A format whose function sleeps at every record, as long as a file `slow` is there."""
-    (folder / "slow").touch()
+    """A format whose function sleeps at every record, as long as the file `seconds` says."""
+    (folder / "seconds").write_text(str(seconds))
     function = folder / "own.py"
     function.write_text(
         "import time\nfrom pathlib import Path\n\n"
-        f"def read(record):\n    time.sleep({seconds} * Path({str(folder / 'slow')!r}).exists())\n    return record['text']\n"
+        f"def read(record):\n    time.sleep(float(Path({str(folder / 'seconds')!r}).read_text()))\n    return record['text']\n"
     )
     return f"{function}:read"
 
@@ -121,9 +121,11 @@ def test_workers_die_with_their_parent_and_the_next_start_goes_on(tmp_path: Path
     assert rank.pid is not None
     workers = children_of(rank.pid)
     assert len(workers) == 2
+    (tmp_path / "seconds").write_text("60")  # they are in the midst of a part
+    time.sleep(0.3)
     os.kill(rank.pid, signal.SIGKILL)
     until(lambda: not any(is_alive(worker) for worker in workers), 5)
-    (tmp_path / "slow").unlink()
+    (tmp_path / "seconds").write_text("0")
     before = made_parts(tmp_path)
     documents = open_alone(path, make_recipe(format=FormatSettings(function)))
     assert len(documents) == 120
