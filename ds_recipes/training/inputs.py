@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,6 +42,8 @@ def read_inputs(config: Config, world: World, say: Callable[[str], None]) -> Inp
     source, notes = world.check("vocabulary", lambda: fit_vocabulary(config, found, tokenizer))
     skeleton = world.check("model", lambda: source.skeleton(torch.float32, "eager", torch.device("cpu")))
     settled = world.check("format", lambda: describe_format(config, tokenizer))
+    if config.data.chat_template is not None:  # checkpoints and exports carry the template that was trained with
+        tokenizer.chat_template = Path(config.data.chat_template).read_text(encoding="utf-8-sig")
     corpus, validation = read_corpora(config, tokenizer, source.vocabulary_size, world, say)
     fingerprint = tokenizer_fingerprint(tokenizer)
     return Inputs(source, skeleton, tokenizer, fingerprint, *settled, corpus, validation, notes)

@@ -147,6 +147,8 @@ def test_streaming_trains_the_same(nano: Path, tmp_path: Path) -> None:
     assert launch(nano, tmp_path / "stored", 2, *flags).statuses == (0, 0)
     ended = launch(nano, tmp_path / "streamed", 2, *flags, "--streaming", "--num_workers_dataloader", "2")
     assert ended.statuses == (0, 0), ended.text
+    template = tmp_path / "streamed" / f"iter_{STEPS:07d}" / "chat_template.jinja"
+    assert template.read_text() == CHAT_TEMPLATE, "an exported model must be asked as it was trained"
     stored, streamed = metrics(tmp_path / "stored"), metrics(tmp_path / "streamed")
     assert [line["loss"] for line in stored.values()] == [line["loss"] for line in streamed.values()]
     alike(streamed, stored)
