@@ -64,11 +64,20 @@ def open_on(
     return on_ranks(size, run)
 
 
+def documents_on(
+    size: int, path: Path | str, recipe: Recipe | Callable[[int], Recipe], say: Callable[[str], None] = lambda _: None
+) -> list[Documents]:
+    """The documents that each of `size` ranks gets; an error of any is raised."""
+    outcomes = open_on(size, path, recipe, say)
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+        assert isinstance(outcome, Documents), "a rank did not end in time"
+    return outcomes
+
+
 def open_alone(path: Path | str, recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Documents:
-    (documents,) = open_on(1, path, recipe, say)
-    if isinstance(documents, Exception):
-        raise documents
-    assert isinstance(documents, Documents)
+    (documents,) = documents_on(1, path, recipe, say)
     return documents
 
 

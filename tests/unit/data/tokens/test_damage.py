@@ -14,10 +14,10 @@ from tests.ranks.launch import fork_rank, wait_for
 from tests.unit.data.tokens.stores import (
     check_against_oracle,
     cut_small,
+    documents_on,
     make_corpus,
     make_recipe,
     open_alone,
-    open_on,
     store_files,
 )
 
@@ -63,7 +63,7 @@ def test_damage_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dam
 
     monkeypatch.setattr(make.PartMaker, "_write", counted)
     said: list[str] = []
-    for documents in open_on(2, tmp_path / "data", make_recipe(), said.append):
+    for documents in documents_on(2, tmp_path / "data", make_recipe(), said.append):
         check_against_oracle(documents, expected)
     assert store_files(store) == whole
     assert len(made) <= 1 or len(made) == parts

@@ -9,7 +9,7 @@ import pytest
 from ds_recipes.data.formats.sample import FormatSettings
 from ds_recipes.errors import DsRecipesError, InputError
 from tests.unit.data.made import make_tokenizer, write_jsonl
-from tests.unit.data.tokens.stores import make_recipe, open_on
+from tests.unit.data.tokens.stores import documents_on, make_recipe, open_on
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -77,7 +77,7 @@ def test_nothing_is_kept_that_a_wrong_record_would_be_missed_by(tmp_path: Path) 
         (error,) = open_on(1, path, make_recipe())
         assert str(error).startswith(f"{path}:2: ")
     write_jsonl(path, [{"text": "a"}, {"text": "b"}])
-    (documents,) = open_on(1, path, make_recipe())
+    (documents,) = documents_on(1, path, make_recipe())
     assert len(documents) == 2
 
 

@@ -16,6 +16,7 @@ from ds_recipes.errors import InputError
 from tests.unit.data.made import make_tokenizer, write_jsonl
 from tests.unit.data.tokens.stores import (
     check_against_oracle,
+    documents_on,
     make_corpus,
     make_recipe,
     only_store,
@@ -33,8 +34,7 @@ def test_the_files_do_not_depend_on_ranks_and_workers(tmp_path: Path, size: int,
     cache = tmp_path / "cache"
     alone = open_alone(tmp_path / "data", make_recipe(cache=tmp_path / "alone"))
     assert len(list((alone.folder / "parts").iterdir())) > 10
-    for documents in open_on(size, tmp_path / "data", make_recipe(cache=cache, workers=workers)):
-        assert isinstance(documents, Documents), documents
+    for documents in documents_on(size, tmp_path / "data", make_recipe(cache=cache, workers=workers)):
         check_against_oracle(documents, expected)
         assert documents.fingerprint == alone.fingerprint
     assert store_files(only_store(cache)) == store_files(alone.folder)
@@ -51,7 +51,7 @@ def test_ranks_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         init(self, task, parts, num_workers)
 
     monkeypatch.setattr(share.Share, "__init__", noted)
-    (documents, *_) = open_on(3, tmp_path / "data", make_recipe())
+    (documents, *_) = documents_on(3, tmp_path / "data", make_recipe())
     parts = len(list((documents.folder / "parts").iterdir()))
     assert sorted(part for one in shares for part in one) == list(range(parts))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -59,7 +59,7 @@ def test_ranks_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_more_ranks_than_records(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a dog"}])
-    for documents in open_on(4, path, make_recipe()):
+    for documents in documents_on(4, path, make_recipe()):
         check_against_oracle(documents, [(path, 1, "a dog")])
 
 
@@ -109,7 +109,7 @@ def test_a_later_start_reads_no_record(tmp_path: Path, monkeypatch: pytest.Monke
 
     for module, name in ((make, "PartMaker"), (make, "read_batches"), (store, "build"), (store, "plan_parts")):
         monkeypatch.setattr(module, name, fail)
-    for documents in open_on(3, tmp_path / "data", make_recipe(), said.append):
+    for documents in documents_on(3, tmp_path / "data", make_recipe(), said.append):
         check_against_oracle(documents, expected)
     assert said == [f"tokens of {tmp_path / 'data'}: taken from {only_store(tmp_path / 'data' / '.index_cache')}"]
 
@@ -179,7 +179,7 @@ def test_a_tokenizer_without_bos_makes_no_bos_and_no_target_of_the_first_token(t
 def test_the_first_ten_of_all_bad_records_are_named_in_order(tmp_path: Path) -> None:
     records: list[Any] = [{"text": f"a dog {i}"} if i % 3 else {"title": "a"} for i in range(60)]
     path = write_jsonl(tmp_path / "a.jsonl", records)
-    for documents in open_on(3, path, make_recipe(skip_bad=True)):
+    for documents in documents_on(3, path, make_recipe(skip_bad=True)):
         assert documents.num_bad == 20
         assert [message.split(": ")[0] for message in documents.first_bad] == [
             f"{path}:{1 + i}" for i in range(0, 30, 3)
@@ -201,7 +201,7 @@ def test_a_function_may_leave_records_out(tmp_path: Path) -> None:
     function.write_text("def keep(record):\n    return record['text'] if record['keep'] else None\n")
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"a dog {i}", "keep": i % 2} for i in range(40)])
     recipe = make_recipe(format=FormatSettings(f"{function}:keep"), workers=2)
-    for documents in open_on(2, path, recipe):
+    for documents in documents_on(2, path, recipe):
         assert documents.num_left_out == 20
         check_against_oracle(documents, [(path, 1 + i, f"a dog {i}") for i in range(1, 40, 2)])
 
@@ -217,14 +217,14 @@ def test_a_read_only_folder_has_its_store_elsewhere(tmp_path: Path) -> None:
 def test_ranks_that_share_no_folder_make_a_store_each(tmp_path: Path) -> None:
     expected = make_corpus(tmp_path / "data")
     caches = [tmp_path / "one", tmp_path / "two"]
-    outcomes = open_on(4, tmp_path / "data", lambda rank: make_recipe(cache=caches[rank % 2]))
+    outcomes = documents_on(4, tmp_path / "data", lambda rank: make_recipe(cache=caches[rank % 2]))
     for rank, documents in enumerate(outcomes):
         assert documents.folder.parent == caches[rank % 2]
         check_against_oracle(documents, expected)
     assert store_files(only_store(caches[0])) == store_files(only_store(caches[1]))
     # One has its store already, the other has lost it.
     shutil.rmtree(only_store(caches[1]))
-    for documents in open_on(4, tmp_path / "data", lambda rank: make_recipe(cache=caches[rank % 2])):
+    for documents in documents_on(4, tmp_path / "data", lambda rank: make_recipe(cache=caches[rank % 2])):
         check_against_oracle(documents, expected)
 
 

@@ -10,7 +10,7 @@ import pytest
 from ds_recipes.data.formats.sample import FormatSettings
 from ds_recipes.errors import DsRecipesError, InputError
 from tests.unit.data.made import write_jsonl
-from tests.unit.data.tokens.stores import check_against_oracle, make_corpus, make_recipe, open_alone, open_on
+from tests.unit.data.tokens.stores import check_against_oracle, documents_on, make_corpus, make_recipe, open_alone
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("small_parts")
 def test_the_same_documents_without_ids_on_disk(tmp_path: Path, size: int, workers: int) -> None:
     expected = make_corpus(tmp_path / "data")
     stored = open_alone(tmp_path / "data", make_recipe())
-    for documents in open_on(size, tmp_path / "data", make_recipe(streaming=True, workers=workers)):
+    for documents in documents_on(size, tmp_path / "data", make_recipe(streaming=True, workers=workers)):
         assert not list(documents.folder.rglob("ids.npy"))
         check_against_oracle(documents, expected)
         for name in ("offsets", "hashes", "spans", "span_offsets"):

@@ -10,7 +10,7 @@ import pytest
 from ds_recipes.data.formats.sample import FormatSettings
 from ds_recipes.errors import InputError
 from tests.unit.data.made import write_jsonl
-from tests.unit.data.tokens.stores import make_recipe, open_alone, open_on
+from tests.unit.data.tokens.stores import documents_on, make_recipe, open_alone, open_on
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 
@@ -39,8 +39,7 @@ def test_documents_are_those_of_records_of_ids(tmp_path: Path, size: int, worker
     path = write_megatron(tmp_path / "data" / "a", expected)
     records = write_jsonl(tmp_path / "ids.jsonl", [{"input_ids": document} for document in expected])
     of_records = open_alone(records, make_recipe(format=FormatSettings("tokens")))
-    for documents in open_on(size, tmp_path / "data" / name, make_recipe(workers=workers)):
-        assert not isinstance(documents, Exception), documents
+    for documents in documents_on(size, tmp_path / "data" / name, make_recipe(workers=workers)):
         assert not list(documents.folder.rglob("ids.npy"))
         assert [documents.tokens(i).tolist() for i in range(len(documents))] == expected
         assert [documents.spans_of(i).tolist() for i in range(len(documents))] == [[[1, len(one)]] for one in expected]
