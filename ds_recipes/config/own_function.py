@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ds_recipes.config.parsing import PARSING
+
 OWN = re.compile(r"(?P<file>.+\.py):(?P<function>\w+)", re.DOTALL)
 
 
@@ -24,7 +26,8 @@ def check_own(dataset: str) -> str | None:
         return "names no function; write path/to/file.py:function"
     path, function = named
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        with PARSING:
+            tree = ast.parse(path.read_bytes(), filename=str(path))
         names = set(_names(tree))
     except FileNotFoundError:
         return f"there is no file {path} (looked in {Path.cwd()})"

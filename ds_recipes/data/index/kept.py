@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from ds_recipes.config.parsing import PARSING
 from ds_recipes.data.index.raw import open_packed, reading
 from ds_recipes.data.published import is_abandoned, publishing
 from ds_recipes.errors import InputError
@@ -224,7 +225,8 @@ def _open_array(path: Path, facts: Mapping[str, Any]) -> Ints:
     size = path.stat().st_size
     if size != HEADER_BYTES + 8 * facts["length"] or _array_digest(path) != facts["digest"]:
         raise ValueError(f"{path} is not what was written")
-    array = np.load(path, mmap_mode=None if size <= SMALL_ARRAY_BYTES else "r", allow_pickle=False)
+    with PARSING:
+        array = np.load(path, mmap_mode=None if size <= SMALL_ARRAY_BYTES else "r", allow_pickle=False)
     if array.dtype != np.int64 or array.shape != (facts["length"],):
         raise ValueError(f"{path} is not an array of so many numbers")
     return np.asarray(array)

@@ -2,18 +2,15 @@
 
 import io
 import math
-import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from ds_recipes.config.parsing import PARSING
 
-READING_HEADERS = threading.RLock()
-"""numpy reads a header with the parser of `ast`, which fails now and then where two threads use it (CPython's issue 106905,
-seen with 3.11.7)."""
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class ArrayFile:
@@ -62,7 +59,7 @@ def array_bytes(dtype: np.dtype[Any], row: tuple[int, ...], rows: int) -> int:
 
 def map_array(path: Path) -> Array:
     """The array of a .npy file, read from disk where it is looked at."""
-    with READING_HEADERS:
+    with PARSING:
         mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     return mapped.view(np.ndarray)  # a plain array over the map: quicker to slice
 

@@ -9,7 +9,6 @@ from ds_recipes.data.index.cache import Progress
 from ds_recipes.data.sources.megatron import is_megatron
 from ds_recipes.data.sources.open import open_source
 from ds_recipes.data.sources.record import Source
-from ds_recipes.data.tokens.arrays import READING_HEADERS
 from ds_recipes.data.tokens.recent import Recent
 from ds_recipes.data.tokens.token_files import TokenFile
 from ds_recipes.errors import InputError
@@ -87,10 +86,9 @@ def open_entries(place: Path | HubData, cache: Path, progress: Progress | None =
     Raises:
         InputError: it is missing, unreadable, empty or of an unknown kind.
     """
-    with READING_HEADERS:  # of the index
-        if isinstance(place, Path) and is_megatron(place):
-            return TokenFile(place, cache, progress)
-        return open_source(place, cache, progress)
+    if isinstance(place, Path) and is_megatron(place):
+        return TokenFile(place, cache, progress)
+    return open_source(place, cache, progress)
 
 
 def describe(place: Path | HubData, cache: Path, progress: Progress | None = None) -> DataFile:

@@ -200,7 +200,7 @@ def test_a_function_may_leave_records_out(tmp_path: Path) -> None:
     function = tmp_path / "own.py"
     function.write_text("def keep(record):\n    return record['text'] if record['keep'] else None\n")
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"a dog {i}", "keep": i % 2} for i in range(40)])
-    recipe = make_recipe(format=FormatSettings(f"{function}:keep"), workers=2)
+    recipe = make_recipe(format=FormatSettings(f"{function}:keep"), workers=1)
     for documents in documents_on(2, path, recipe):
         assert documents.num_left_out == 20
         check_against_oracle(documents, [(path, 1 + i, f"a dog {i}") for i in range(1, 40, 2)])
