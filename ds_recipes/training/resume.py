@@ -60,7 +60,7 @@ def check_continues(
     check_same_model(found.manifest, shapes, str(found.path))
     allowed = config.checkpoint.allow_change
     lines = refuse_changes(
-        found.state["identity"], identity, allowed, str(found.path), found.state["data_files"], files
+        found.state["identity"], identity, allowed, str(found.path), found.state.get("data_files", ()), files
     )
     if "exp_avg" not in found.manifest.kinds and config.optimizer.optimizer_type == "adamw":
         if "optimizer" not in allowed:
@@ -77,7 +77,7 @@ def skips_of(config: Config, found: Found | None) -> tuple[Skips, list[str]]:
 
     Second: a line for each range of the settings that comes too late.
     """
-    saved = [(start, stop) for start, stop in found.state["skip_samples"]] if found is not None else []
+    saved = [(start, stop) for start, stop in found.state.get("skip_samples", ())] if found is not None else []
     position = int(found.state["position"]) if found is not None else 0
     ahead, late = [], []
     for text in config.data.skip_samples:

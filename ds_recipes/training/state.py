@@ -48,5 +48,6 @@ class TrainingState:
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "TrainingState":
-        values = {field.name: saved[field.name] for field in fields(cls)}
-        return cls(**values | {"source_tokens": tuple(saved["source_tokens"])})
+        """Read what `to_json` wrote; a checkpoint from before sources were counted has no `source_tokens`."""
+        values = {field.name: saved[field.name] for field in fields(cls) if field.name != "source_tokens"}
+        return cls(**values, source_tokens=tuple(saved.get("source_tokens", ())))
