@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
-from ds_recipes.data.packing import PACKING_VERSION, Ints, Packing
+from ds_recipes.data.array_files import INT64, ArrayFile, digest_of_json, facts_of_array, open_numbers
+from ds_recipes.data.packing import PACKING_VERSION, Packing
 from ds_recipes.data.published import publishing
-from ds_recipes.data.tokens.arrays import ArrayFile, map_array
 from ds_recipes.errors import InputError
 
 META = "packing.json"
@@ -61,11 +60,11 @@ def _write(folder: Path, key_parts: Mapping[str, Any], packing: Packing, facts: 
     arrays = {}
     for name in ARRAYS:
         path = folder / f"{name}.npy"
-        with ArrayFile(path, np.dtype(np.int64)) as file:
+        with ArrayFile(path, INT64) as file:
             file.append(getattr(packing, name))
-        arrays[name] = {"length": file.rows, "digest": _digest_of_file(path)}
+        arrays[name] = facts_of_array(path, file.rows, DIGEST_BYTES)
     content = {"made_from": key_parts, "num_dropped": packing.num_dropped, "facts": facts, "arrays": arrays}
-    text = json.dumps({"content": content, "digest": _digest(content)}, indent=1)
+    text = json.dumps({"content": content, "digest": digest_of_json(content)}, indent=1)
     (folder / META).write_text(text, encoding="utf-8")
 
 
@@ -74,37 +73,9 @@ def _read(folder: Path) -> Packed | None:
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         content = meta["content"]
-        if meta["digest"] != _digest(content):
+        if meta["digest"] != digest_of_json(content):
             return None
-        arrays = {name: _open_array(folder / f"{name}.npy", content["arrays"][name]) for name in ARRAYS}
+        arrays = {name: open_numbers(folder / f"{name}.npy", content["arrays"][name], DIGEST_BYTES) for name in ARRAYS}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return Packing(**arrays, num_dropped=content["num_dropped"]), content["facts"]
-
-
-def _open_array(path: Path, facts: Mapping[str, Any]) -> Ints:
-    """An array as it was written.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if _digest_of_file(path) != facts["digest"]:
-        raise ValueError(f"{path} is not what was written")
-    array = map_array(path)
-    if array.dtype != np.int64 or array.shape != (facts["length"],):
-        raise ValueError(f"{path} is not an array of so many numbers")
-    return array
-
-
-def _digest_of_file(path: Path) -> str:
-    size = path.stat().st_size
-    digest = xxhash.xxh3_128(size.to_bytes(8, "little"))
-    with path.open("rb") as file:
-        for start in (0, max(size - DIGEST_BYTES, DIGEST_BYTES)):
-            file.seek(start)
-            digest.update(file.read(DIGEST_BYTES))
-    return str(digest.hexdigest())
-
-
-def _digest(content: Any) -> str:
-    return str(xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode()))

@@ -45,7 +45,7 @@ def write_entries(path: Path, size: int, writer: EntryWriter, progress: Progress
     else:
         tree, content_bytes, bounds = TreeHash(), size, writer.array("bounds")
         for piece in line_bounds(shape.body, scan_file(path, tree, progress), lambda: size):
-            bounds.extend(piece)
+            bounds.append(piece)
         fingerprint = tree.hexdigest()
     writer.facts |= {"is_array": shape.is_array, "compression": shape.compression, "content_bytes": content_bytes}
     writer.facts["fingerprint"] = fingerprint
@@ -97,7 +97,7 @@ def _read_through(path: Path, shape: Shape, writer: EntryWriter, progress: Progr
         else:
             bounds = writer.array("bounds")
             for piece in line_bounds(shape.body, scan_stream(stream), stream.tell):
-                bounds.extend(piece)
+                bounds.append(piece)
         content_bytes = stream.tell()
         return packed.fingerprint(), content_bytes
 
@@ -107,4 +107,4 @@ def _write_elements(writer: EntryWriter, stream: BinaryIO, path: Path, body: int
     elements = scan_array(stream, path, body)
     while block := list(islice(elements, ELEMENTS_AT_ONCE)):
         for array, column in zip(arrays, np.array(block, np.int64).T, strict=True):  # columns of [elements, 3]
-            array.extend(column)
+            array.append(column)

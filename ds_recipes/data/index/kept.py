@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from ds_recipes.config.parsing import PARSING
+from ds_recipes.data.array_files import INT64, ArrayFile, digest_of_json, facts_of_array, hash_ends, open_numbers
 from ds_recipes.data.index.raw import open_packed, reading
 from ds_recipes.data.published import is_abandoned, publishing
 from ds_recipes.errors import InputError
@@ -38,7 +38,6 @@ ARRAY_ENDS_BYTES = 1 << 24
 SMALL_ARRAY_BYTES = 1 << 18
 """Read rather than mapped: a map keeps a file open, and a folder may hold thousands of small files."""
 
-HEADER_BYTES = 128  # of a .npy file with one dimension
 MOST_META_BYTES = 1 << 20
 MOST_NAME_BYTES = 120
 
@@ -118,11 +117,18 @@ class Place:
         with (self.folder / META).open("rb") as file:
             meta = json.loads(file.read(MOST_META_BYTES))
         content, digest = meta["content"], meta["digest"]
-        if digest != _digest(content) or content["version"] != VERSION or content["identity"] != self._identity():
+        if (
+            digest != digest_of_json(content)
+            or content["version"] != VERSION
+            or content["identity"] != self._identity()
+        ):
             return None
         if not all(name.isidentifier() for name in content["arrays"]):
             return None  # a path that leaves the folder
-        arrays = {name: _open_array(self.folder / f"{name}.npy", facts) for name, facts in content["arrays"].items()}
+        arrays = {
+            name: open_numbers(self.folder / f"{name}.npy", facts, ARRAY_ENDS_BYTES, SMALL_ARRAY_BYTES)
+            for name, facts in content["arrays"].items()
+        }
         return Entry(content["facts"], arrays)
 
     def _identity(self) -> dict[str, Any]:
@@ -148,18 +154,21 @@ class EntryWriter:
     def __init__(self, folder: Path) -> None:
         self.facts: dict[str, Any] = {}
         self._folder = folder
-        self._arrays: dict[str, GrowingArray] = {}
+        self._arrays: dict[str, ArrayFile] = {}
 
-    def array(self, name: str) -> "GrowingArray":
-        """A new array that pieces can be put to."""
-        self._arrays[name] = GrowingArray(self._folder / f"{name}.npy")
+    def array(self, name: str) -> ArrayFile:
+        """A new int64 array that grows."""
+        self._arrays[name] = ArrayFile(self._folder / f"{name}.npy", INT64)
         return self._arrays[name]
 
     def finish(self, identity: Mapping[str, Any]) -> None:
         """Write meta.json, after which nothing may be added."""
-        arrays = {name: array.finish() for name, array in self._arrays.items()}
+        arrays = {}
+        for name, array in self._arrays.items():
+            array.close()
+            arrays[name] = facts_of_array(self._folder / f"{name}.npy", array.rows, ARRAY_ENDS_BYTES)
         content = {"version": VERSION, "identity": identity, "facts": self.facts, "arrays": arrays}
-        text = json.dumps({"content": content, "digest": _digest(content)}, indent=1)
+        text = json.dumps({"content": content, "digest": digest_of_json(content)}, indent=1)
         (self._folder / META).write_text(text, encoding="utf-8")
 
     def __enter__(self) -> "EntryWriter":
@@ -169,44 +178,7 @@ class EntryWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for array in self._arrays.values():
-            array.close()
-
-
-class GrowingArray:
-    """An int64 array in a .npy file whose length is known at the end: numpy pads the header for that."""
-
-    def __init__(self, path: Path) -> None:
-        self.length = 0
-        self._path, self._file = path, path.open("wb")
-        self._write_header()
-
-    def extend(self, piece: Ints) -> None:
-        """Put numbers to the end."""
-        self._file.write(np.ascontiguousarray(piece, "<i8").data)
-        self.length += len(piece)
-
-    def finish(self) -> dict[str, Any]:
-        """Write the length; return what meta.json says of this array."""
-        self._file.seek(0)
-        self._write_header()
-        self.close()
-        return {"length": self.length, "digest": _array_digest(self._path)}
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _write_header(self) -> None:
-        header = {"descr": "<i8", "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-
-def hash_ends(file: Any, size: int, ends_bytes: int) -> str:
-    """xxh3-128 over the size and the first and last `ends_bytes` of an open file."""
-    hasher = xxhash.xxh3_128(size.to_bytes(8, "little"))
-    for start in (0, max(ends_bytes, size - ends_bytes)):
-        file.seek(start)
-        hasher.update(file.read(ends_bytes))
-    return str(hasher.hexdigest())
+            array.__exit__(kind, error, traceback)
 
 
 def delete(folder: Path) -> None:
@@ -214,31 +186,6 @@ def delete(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if folder.is_symlink() or folder.is_file():
         folder.unlink(missing_ok=True)
-
-
-def _open_array(path: Path, facts: Mapping[str, Any]) -> Ints:
-    """An array that is as long as it was when it was written, with the same ends.
-
-    Raises:
-        ValueError: it is not.
-    """
-    size = path.stat().st_size
-    if size != HEADER_BYTES + 8 * facts["length"] or _array_digest(path) != facts["digest"]:
-        raise ValueError(f"{path} is not what was written")
-    with PARSING:
-        array = np.load(path, mmap_mode=None if size <= SMALL_ARRAY_BYTES else "r", allow_pickle=False)
-    if array.dtype != np.int64 or array.shape != (facts["length"],):
-        raise ValueError(f"{path} is not an array of so many numbers")
-    return np.asarray(array)
-
-
-def _array_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hash_ends(file, path.stat().st_size, ARRAY_ENDS_BYTES)
-
-
-def _digest(content: Any) -> str:
-    return str(xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode()))
 
 
 def _names(folder: Path) -> Iterable[str]:

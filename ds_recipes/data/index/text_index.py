@@ -84,9 +84,9 @@ class Choice:
         writer.facts |= {"takes_all": False, "notes": [note]}
         starts, ends, lines = (writer.array(name) for name in ("starts", "ends", "lines"))
         for entries in self._listed():
-            starts.extend(self._index.starts[entries])
-            ends.extend(self._index.ends[entries])
-            lines.extend(entries + 1)
+            starts.append(self._index.starts[entries])
+            ends.append(self._index.ends[entries])
+            lines.append(entries + 1)
 
     def is_held_by(self, entry: Entry) -> bool:
         """Is what an entry holds such a choice of this file?"""

@@ -120,7 +120,7 @@ def _find_rows(path: Path, first_byte: int, cache: Path, progress: Progress | No
             arrays = writer.array("bounds"), writer.array("lines")
             for piece in find_rows(_blocks(path, first_byte, progress), first_byte):
                 for array, values in zip(arrays, piece, strict=True):
-                    array.extend(values)
+                    array.append(values)
     raise InputError(f"{place.folder}: what was written there cannot be read back. Name another folder for the cache.")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ds_recipes.data.tokens.arrays import map_array
+from ds_recipes.data.array_files import map_array
 from ds_recipes.data.tokens.files import OpenFiles
 from ds_recipes.data.tokens.ids import Ids
 

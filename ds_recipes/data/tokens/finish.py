@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ds_recipes.data.array_files import INT64, ArrayFile, array_bytes, map_array
 from ds_recipes.data.published import publishing
-from ds_recipes.data.tokens.arrays import ArrayFile, array_bytes, map_array
 from ds_recipes.data.tokens.parts import MOST_BAD_SHOWN, SPAN, Part, PartFacts, part_folder, read_facts
 from ds_recipes.data.tokens.summary import Summary, read_summary, write_summary
 from ds_recipes.errors import DsRecipesError
@@ -18,7 +18,7 @@ from ds_recipes.world.channel import wait_until
 SHOWN_SECONDS = 120.0
 """How long a shared file system may take to show a rank what another one has written."""
 
-INT64, UINT64 = np.dtype("<i8"), np.dtype("<u8")
+UINT64 = np.dtype("<u8")
 
 
 def missing_parts(folder: Path, parts: Sequence[Part]) -> list[int]:

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ds_recipes.data.array_files import array_bytes
 from ds_recipes.data.encode import Encoded, Encoder
 from ds_recipes.data.formats.sample import Format
 from ds_recipes.data.sources.record import Record
-from ds_recipes.data.tokens.arrays import array_bytes
 from ds_recipes.data.tokens.files import OpenFiles
 from ds_recipes.data.tokens.parts import part_folder
 from ds_recipes.data.tokens.recent import Recent

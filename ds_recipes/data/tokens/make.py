@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ds_recipes.data.array_files import ArrayFile
 from ds_recipes.data.encode import Encoded, Encoder
 from ds_recipes.data.formats.choose import make_format
 from ds_recipes.data.formats.sample import Format, FormatSettings, Parts, Rendered, Sample
 from ds_recipes.data.published import publishing
 from ds_recipes.data.sources.record import Bad, Record, Source
-from ds_recipes.data.tokens.arrays import ArrayFile
 from ds_recipes.data.tokens.files import DataFile, OpenFiles
 from ds_recipes.data.tokens.parts import (
     DOCUMENT,

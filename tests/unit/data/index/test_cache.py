@@ -18,9 +18,10 @@ import pytest
 import xxhash
 
 from ds_recipes.data import published
+from ds_recipes.data.array_files import INT64, ArrayFile, facts_of_array
 from ds_recipes.data.index import kept
 from ds_recipes.data.index.cache import file_fingerprint, index_folder, open_index, open_whole_index
-from ds_recipes.data.index.kept import FileState, GrowingArray
+from ds_recipes.data.index.kept import ARRAY_ENDS_BYTES, FileState
 from ds_recipes.errors import InputError
 from tests.unit.data.index.made import Entries, entries_of, lines_of, make_cache, open_beside, was_read, write
 
@@ -110,12 +111,17 @@ def refit_meta(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (folder / "meta.json").write_text(json.dumps({"content": content, "digest": digest}))
 
 
+def write_numbers(path: Path, numbers: np.ndarray[Any, np.dtype[Any]]) -> dict[str, Any]:
+    """Write an array as the cache does, and return what meta.json says of it."""
+    with ArrayFile(path, INT64) as file:
+        file.append(numbers)
+    return facts_of_array(path, file.rows, ARRAY_ENDS_BYTES)
+
+
 def refit_bounds(folder: Path, bounds: np.ndarray[Any, np.dtype[Any]]) -> None:
     """Replace the array and make the digests fit."""
     (folder / "bounds.npy").unlink()
-    array = GrowingArray(folder / "bounds.npy")
-    array.extend(bounds)
-    facts = array.finish()
+    facts = write_numbers(folder / "bounds.npy", bounds)
     refit_meta(folder, lambda content: content["arrays"].update(bounds=facts))
 
 
@@ -184,9 +190,7 @@ def shorten(array: str, **facts: Any) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         numbers = np.load(folder / f"{array}.npy")
         (folder / f"{array}.npy").unlink()
-        growing = GrowingArray(folder / f"{array}.npy")
-        growing.extend(numbers[:-1])
-        written = growing.finish()
+        written = write_numbers(folder / f"{array}.npy", numbers[:-1])
         refit_meta(folder, lambda content: (content["arrays"].update({array: written}), content["facts"].update(facts)))
 
     return damage

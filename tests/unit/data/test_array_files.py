@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_recipes.data.tokens.arrays import ArrayFile, array_bytes, map_array
+from ds_recipes.data.array_files import ArrayFile, array_bytes, map_array
 from ds_recipes.data.tokens.parts import DOCUMENT, SPAN
 
 
