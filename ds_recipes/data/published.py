@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ds_recipes.errors import InputError
 
@@ -69,6 +70,21 @@ def publishing(target: Path) -> Iterator[Path]:
         sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """Give a hidden file to write into; after the block it is durable and takes `target`'s place. An error leaves nothing."""
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(target)
+        sync(target.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def is_abandoned(part: Path) -> bool:

@@ -6,7 +6,6 @@
 The first time reads the whole file once, at about the speed of memory; later it costs the same for any size.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +19,6 @@ from ds_recipes.errors import InputError
 
 LINES, BYTES, CHOSEN = "lines", "bytes", "chosen"
 """Kinds of entries in the cache: an index, a fingerprint alone, and what an ancestor's text index says."""
-
-ATTEMPTS = 3
-"""Another job may delete an entry, as that of an older state, between our publishing it and opening it."""
 
 __all__ = ["Index", "Progress", "file_fingerprint", "index_folder", "open_index", "open_whole_index"]
 
@@ -77,7 +73,7 @@ def file_fingerprint(path: Path, cache: Path, progress: Progress | None = None) 
     def is_good(entry: Entry) -> bool:
         return FINGERPRINT.fullmatch(entry.facts["fingerprint"]) is not None
 
-    return str(_opened(Place(cache, BYTES, state), is_good, make).facts["fingerprint"])
+    return str(Place(cache, BYTES, state).opened(is_good, make).facts["fingerprint"])
 
 
 def _whole(path: Path, state: FileState, cache: Path, progress: Progress | None) -> Index:
@@ -89,18 +85,7 @@ def _whole(path: Path, state: FileState, cache: Path, progress: Progress | None)
             raise
         _check_unchanged(path, state)
 
-    return index_from(path, _opened(Place(cache, LINES, state), holds_index, make))
-
-
-def _opened(place: Place, is_good: Callable[[Entry], bool], make: Callable[[EntryWriter], None]) -> Entry:
-    """What is kept at a place. It is made first if it is not there, or not whole."""
-    for _ in range(ATTEMPTS):
-        entry = place.read(is_good)
-        if entry is not None:
-            return entry
-        with place.writing(is_good) as writer:
-            make(writer)
-    raise InputError(f"{place.folder}: what was written there cannot be read back. Name another folder for the cache.")
+    return index_from(path, Place(cache, LINES, state).opened(holds_index, make))
 
 
 def _chosen(index: Index, text_index: Path, state: FileState, cache: Path) -> Index:
@@ -115,7 +100,7 @@ def _chosen(index: Index, text_index: Path, state: FileState, cache: Path) -> In
         choice.write(writer)
         _check_unchanged(text_index, own_state)
 
-    return choice.applied(_opened(Place(cache, CHOSEN, state, (own_state,)), choice.is_held_by, make))
+    return choice.applied(Place(cache, CHOSEN, state, (own_state,)).opened(choice.is_held_by, make))
 
 
 def _check_unchanged(path: Path, state: FileState) -> None:

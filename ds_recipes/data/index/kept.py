@@ -38,6 +38,9 @@ ARRAY_ENDS_BYTES = 1 << 24
 SMALL_ARRAY_BYTES = 1 << 18
 """Read rather than mapped: a map keeps a file open, and a folder may hold thousands of small files."""
 
+ATTEMPTS = 3
+"""Another job may delete an entry, as that of an older state, between our publishing it and opening it."""
+
 MOST_META_BYTES = 1 << 20
 MOST_NAME_BYTES = 120
 
@@ -87,6 +90,22 @@ class Place:
     def folder(self) -> Path:
         key = xxhash.xxh3_64_hexdigest(json.dumps(self._identity(), sort_keys=True).encode())
         return self.cache / f"{self._family()}{key}"
+
+    def opened(self, is_good: Callable[[Entry], bool], make: Callable[["EntryWriter"], None]) -> Entry:
+        """What is kept here. It is made first if it is not there, or not whole.
+
+        Raises:
+            InputError: the cache cannot be written, or not read back; or what `make` raises.
+        """
+        for _ in range(ATTEMPTS):
+            entry = self.read(is_good)
+            if entry is not None:
+                return entry
+            with self.writing(is_good) as writer:
+                make(writer)
+        raise InputError(
+            f"{self.folder}: what was written there cannot be read back. Name another folder for the cache."
+        )
 
     def read(self, is_good: Callable[[Entry], bool]) -> Entry | None:
         """What is kept here; None if nothing is, or if it is damaged, or not `is_good`."""

@@ -4,8 +4,6 @@ Its maker leaves out a last line without a newline and does not say so. Such a f
 be the start of a line; what it leaves out is told.
 """
 
-import os
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from ds_recipes.data.index.entries import Index, are_ranges
 from ds_recipes.data.index.kept import Entry, EntryWriter, Ints
 from ds_recipes.data.index.raw import BOM, compression_of, reading
-from ds_recipes.data.published import CACHE_NAME, sync
+from ds_recipes.data.published import CACHE_NAME, replacing
 from ds_recipes.errors import InputError
 
 DATA_SUFFIX, SUFFIX = ".jsonl", ".idx"
@@ -44,21 +42,14 @@ def write_text_index(index: Index, target: Path) -> None:
     """
     if index.is_array or compression_of(index.path):
         raise InputError(f"{index.path}: only plain JSON Lines have a text index. Leave out --text.")
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with replacing(target) as file:
             for first in range(0, len(index.starts), NUMBERS_AT_ONCE):
                 block = index.starts[first : first + NUMBERS_AT_ONCE].tolist()
                 file.write("".join(f"{start}\n" for start in block).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-        sync(target.parent)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror}). Name another folder.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Choice:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_recipes.data.index.cache import Progress, file_fingerprint
-from ds_recipes.data.index.kept import Entry, FileState, Place
+from ds_recipes.data.index.kept import Entry, EntryWriter, FileState, Place
 from ds_recipes.data.index.raw import MAX_RECORD_BYTES, open_raw, reading, shape_of
 from ds_recipes.data.sources.content import PlainContent
 from ds_recipes.data.sources.csv_layout import ends_in_quotes, find_rows
@@ -18,9 +18,6 @@ from ds_recipes.data.sources.record import Bad
 from ds_recipes.errors import InputError
 
 BLOCK_BYTES = 1 << 22
-ATTEMPTS = 3
-"""Another job may delete what is kept, as that of an older state, between our writing it and reading it."""
-
 FIX = "Fix or remove the row."
 IF_TOO_LONG = "Perhaps a double quote that opens a cell is never closed; fix or remove the row."
 
@@ -105,23 +102,20 @@ def _header_cells(entry: int, raw: bytes) -> dict[str, Any] | None:
 def _find_rows(path: Path, first_byte: int, cache: Path, progress: Progress | None) -> Layout:
     """All rows, the header too; kept in the cache."""
     state = FileState.of(path)
-    place = Place(cache, "csv-rows", state)
 
     def is_good(entry: Entry) -> bool:
         bounds, lines = entry.arrays["bounds"], entry.arrays["lines"]
         return len(bounds) == len(lines) > 1 and int(bounds[0]) == first_byte and int(bounds[-1]) == state.size
 
-    for _ in range(ATTEMPTS):
-        entry = place.read(is_good)
-        if entry is not None:
-            bounds, lines = entry.arrays["bounds"], entry.arrays["lines"]  # [rows + 1]
-            return Layout(bounds[:-1], bounds[1:], lines[:-1])
-        with place.writing(is_good) as writer:
-            arrays = writer.array("bounds"), writer.array("lines")
-            for piece in find_rows(_blocks(path, first_byte, progress), first_byte):
-                for array, values in zip(arrays, piece, strict=True):
-                    array.append(values)
-    raise InputError(f"{place.folder}: what was written there cannot be read back. Name another folder for the cache.")
+    def make(writer: EntryWriter) -> None:
+        arrays = writer.array("bounds"), writer.array("lines")
+        for piece in find_rows(_blocks(path, first_byte, progress), first_byte):
+            for array, values in zip(arrays, piece, strict=True):
+                array.append(values)
+
+    entry = Place(cache, "csv-rows", state).opened(is_good, make)
+    bounds, lines = entry.arrays["bounds"], entry.arrays["lines"]  # [rows + 1]
+    return Layout(bounds[:-1], bounds[1:], lines[:-1])
 
 
 def _blocks(path: Path, first_byte: int, progress: Progress | None) -> Iterator[bytes]:

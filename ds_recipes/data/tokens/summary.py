@@ -1,12 +1,11 @@
 """store.json: what a whole store holds, and the sizes of its files. It is written last, so where it lies all is there."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_recipes.data.published import sync
+from ds_recipes.data.published import replacing
 
 STORE_JSON = "store.json"
 
@@ -26,12 +25,8 @@ class Summary:
 
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write store.json; it appears whole."""
-    path = folder / STORE_JSON
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
-    hidden.write_text(json.dumps(asdict(summary)) + "\n", encoding="utf-8")
-    sync(hidden)
-    hidden.rename(path)
-    sync(folder)
+    with replacing(folder / STORE_JSON) as file:
+        file.write(json.dumps(asdict(summary)).encode() + b"\n")
 
 
 def read_summary(folder: Path) -> Summary | None:

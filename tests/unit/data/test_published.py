@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_recipes.data.published import ABANDONED_SECONDS, cache_beside, publishing
+from ds_recipes.data.published import ABANDONED_SECONDS, cache_beside, publishing, replacing
 from ds_recipes.errors import InputError
 
 
@@ -60,3 +60,17 @@ def test_the_cache_is_beside_the_data_or_where_it_can_be(tmp_path: Path) -> None
     assert cache_beside(blocked / "a.jsonl", None, tmp_path / "run") == tmp_path / "run"
     with pytest.raises(InputError, match=r"cannot be written .* Name a folder that can be, with --data_cache\."):
         cache_beside(blocked / "a.jsonl", None)
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path: Path) -> None:
+    target = tmp_path / "store.json"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), replacing(target) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    with replacing(target) as file:
+        file.write(b"new")
+        file.flush()
+        assert target.read_text() == "old"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]

@@ -184,7 +184,7 @@ def test_one_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(text_index.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"train\.idx: cannot be written \(No space left on device\)"):
         write_text_index(index, target)
     assert [found.read_bytes() for found in target.parent.iterdir()] == [b"old"]
