@@ -106,7 +106,7 @@ def run_side(side: str, folder: Path, rows: int) -> Result:
         run=RunConfig(batch_size_training=ROWS_A_STEP, max_steps=10**9),
     )
     started = time.perf_counter()
-    corpus, _ = read_corpora(config, tokenizer, VOCABULARY, solo(), lambda line: None)
+    corpus = read_corpora(config, tokenizer, VOCABULARY, solo(), lambda line: None).corpus
     opened = time.perf_counter()
     stream = Stream(corpus, make_plan(config, 1, corpus.num_rows), 0, position=int(side) if side.isdigit() else 0)
     taken = FAST_FORWARD_ROWS if side == "fast forward" else FIRST_ROWS

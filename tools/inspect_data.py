@@ -82,19 +82,17 @@ def inspect(config: Config, console: Console, num_rows: int, samples: Sequence[i
         world, model.model_name, model.model_config, config.run.seed, model.trust_remote_code, with_weights=False
     )
     source, notes = fit_vocabulary(config, found, tokenizer)
-    corpus, validation = read_corpora(
-        config, tokenizer, source.vocabulary_size, world, lambda line: console.print(escape(line))
-    )
+    read = read_corpora(config, tokenizer, source.vocabulary_size, world, lambda line: console.print(escape(line)))
     for note in notes:
         console.print(f"note: {escape(note)}")
     if samples:
-        show_samples(config, console, corpus, samples, tokenizer)
+        show_samples(config, console, read.corpus, samples, tokenizer)
         return
-    show_corpus(console, corpus, "training data")
-    if validation is not None:
-        show_corpus(console, validation, "validation data")
-    for row in range(min(num_rows, corpus.num_rows)):
-        show_row(console, corpus, row, tokenizer, f"row {row}")
+    show_corpus(console, read.corpus, "training data")
+    if read.validation is not None:
+        show_corpus(console, read.validation, "validation data")
+    for row in range(min(num_rows, read.corpus.num_rows)):
+        show_row(console, read.corpus, row, tokenizer, f"row {row}")
 
 
 def show_corpus(console: Console, corpus, title: str) -> None:
@@ -144,9 +142,9 @@ def show_row(console: Console, corpus, row: int, tokenizer, title: str) -> None:
     """A row decoded: a line for each document's border, targets in green and ⟦brackets⟧, what is only read in grey."""
     from ds_recipes.data.show import runs_of
 
-    source = corpus.sources[corpus.source_of(row)]
+    source, index = corpus.find(row)
     at = 0
-    for piece in source.pieces(corpus.row_in_source(row)):
+    for piece in source.pieces(index):
         runs = runs_of(source.documents, piece)
         targets = sum(len(ids) for learned, ids in runs if learned)
         whole = source.documents.offsets[piece.document + 1] - source.documents.offsets[piece.document]

@@ -69,19 +69,6 @@ class Corpus:
         """Name and content fingerprint of every file."""
         return [file for source in self.sources for file in source.documents.files]
 
-    @property
-    def num_documents(self) -> int:
-        return sum(source.facts.documents for source in self.sources)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all rows, without padding."""
-        return sum(source.facts.tokens for source in self.sources)
-
-    @property
-    def num_target_tokens(self) -> int:
-        return sum(source.facts.target_tokens for source in self.sources)
-
     def locate(self, positions: Ints) -> Located:
         """The source, row and epoch at each position of the run's order."""
         return self._mixture.locate(positions)
@@ -98,13 +85,15 @@ class Corpus:
         """Which source a row belongs to."""
         return int(np.searchsorted(self._first_row, row, side="right")) - 1
 
-    def row_in_source(self, row: int) -> int:
-        """A row's number within its own source."""
-        return row - int(self._first_row[self.source_of(row)])
+    def find(self, row: int) -> tuple[PackedDataset, int]:
+        """The source that a row belongs to, and the row's number within it."""
+        source = self.source_of(row)
+        return self.sources[source], row - int(self._first_row[source])
 
     def row(self, number: int) -> Row:
         """Assemble a row."""
-        return self.sources[self.source_of(number)].row(self.row_in_source(number))
+        source, index = self.find(number)
+        return source.row(index)
 
     def blank_row(self) -> Row:
         """A row of padding alone."""
@@ -112,7 +101,8 @@ class Corpus:
 
     def provenance(self, number: int) -> str:
         """The files and lines of a row's documents."""
-        return self.sources[self.source_of(number)].provenance(self.row_in_source(number))
+        source, index = self.find(number)
+        return source.provenance(index)
 
     def describe(self) -> list[str]:
         """What was read and how it was packed, a line each; with weights, what they come to."""
@@ -128,4 +118,5 @@ class Corpus:
 
     def show(self, number: int, tokenizer: PreTrainedTokenizerBase) -> str:
         """A row as text, with documents' borders and targets marked."""
-        return self.sources[self.source_of(number)].show(self.row_in_source(number), tokenizer)
+        source, index = self.find(number)
+        return source.show(index, tokenizer)

@@ -109,9 +109,8 @@ class PackedDataset:
             inputs[at : at + piece.length] = tokens[piece.start : end]
             positions[at : at + piece.length] = np.arange(piece.length)
             spans = self.documents.spans_of(piece.document)
-            targets = targets_within(
-                spans, piece.start + 1, min(end + 1, len(tokens))
-            )  # each predicted by the one before
+            # A target is predicted by the token before it, so the one behind the piece counts and its first does not.
+            targets = targets_within(spans, piece.start + 1, min(end + 1, len(tokens)))
             target_index.append(targets - 1 - piece.start + at)
             target_ids.append(tokens[targets].astype(np.int64))
             at += piece.length

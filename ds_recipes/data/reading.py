@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ds_recipes.config.data_paths import DataPath, parse_data_path
 from ds_recipes.config.schema import Config
 from ds_recipes.data.corpus import Corpus
 from ds_recipes.data.formats.choose import make_format
-from ds_recipes.data.formats.sample import FormatSettings
+from ds_recipes.data.formats.sample import Format, FormatSettings
 from ds_recipes.data.rows import Layout, Side, build_rows
 from ds_recipes.data.tokens.documents import Documents
 from ds_recipes.data.tokens.store import Recipe, open_documents
@@ -24,7 +25,18 @@ FALLBACK_CACHE = "data_cache"  # below the run folder
 Say = Callable[[str], None]
 
 
-def format_settings(config: Config) -> FormatSettings:
+@dataclass(frozen=True)
+class Reading:
+    """The rows of a run, and what of the settings' consequences its identity depends on."""
+
+    corpus: Corpus
+    validation: Corpus | None
+    tokenizer_fingerprint: str
+    format_fingerprint: str
+    long_documents: str  # what becomes of them: split, truncate, drop or error
+
+
+def _format_settings(config: Config) -> FormatSettings:
     """The part of the settings that says what records mean."""
     data = config.data
     return FormatSettings(
@@ -34,7 +46,7 @@ def format_settings(config: Config) -> FormatSettings:
 
 def read_corpora(
     config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, world: World, say: Say
-) -> tuple[Corpus, Corpus | None]:
+) -> Reading:
     """The rows to train on, and those to validate on if the run does. Every rank must call it.
 
     Documents that are in `validation_data`, or on the held-out side of `validation_split`, are in no training row.
@@ -45,7 +57,14 @@ def read_corpora(
     train_paths = [parse_data_path(text) for text in config.data.train_data]
     validation_paths = [parse_data_path(text) for text in config.data.validation_data]
     recipe = _recipe(config, tokenizer, vocabulary_size, world)
-    layout = world.check("format", lambda: _layout(config, tokenizer))
+    record_format = world.check("format", lambda: make_format(recipe.format, tokenizer))  # before anything is read
+    layout = Layout(
+        packing=config.data.packing,
+        context_size=config.data.context_size,
+        long_documents=_long_documents(config, record_format),
+        skip_bad=recipe.skip_bad,
+        padding_id=int(tokenizer.eos_token_id),
+    )
     train = _open_all(train_paths, recipe, world, say)
     validates = config.evaluation.run_validation
     validation = _open_all(validation_paths, recipe, world, say) if validates else []
@@ -56,20 +75,24 @@ def read_corpora(
     rows = [build_rows(documents, layout, side, world) for documents in train]
     corpus = world.check("training data", lambda: Corpus(rows, weights, config.run.seed, "training"))
     if fraction is not None and validates:
-        held_out = Side(fraction, held_out=True)
-        rows = [build_rows(documents, layout, held_out, world) for documents in train]
+        rows = [build_rows(documents, layout, Side(fraction, held_out=True), world) for documents in train]
     elif validation:
         rows = [build_rows(documents, layout, Side(), world) for documents in validation]
     else:
-        return corpus, None
-    return corpus, world.check("validation data", lambda: Corpus(rows, None, config.run.seed, "validation"))
+        rows = []
+    held_out_corpus = world.check(
+        "validation data", lambda: Corpus(rows, None, config.run.seed, "validation") if rows else None
+    )
+    return Reading(
+        corpus, held_out_corpus, recipe.tokenizer_fingerprint, record_format.fingerprint, layout.long_documents
+    )
 
 
 def _recipe(config: Config, tokenizer: PreTrainedTokenizerBase, vocabulary_size: int, world: World) -> Recipe:
     data = config.data
     run_folder = config.checkpoint.save_checkpoint_path
     return Recipe(
-        format=format_settings(config),
+        format=_format_settings(config),
         tokenizer=tokenizer,
         vocabulary_size=vocabulary_size,
         skip_bad=data.bad_records == "skip",
@@ -87,27 +110,10 @@ def _workers(config: Config, world: World) -> int:
     return max(1, min(len(os.sched_getaffinity(0)) // ranks_here, MOST_WORKERS))
 
 
-def describe_format(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """The format's fingerprint, and what becomes of long documents. Finds a wrong template before anything is read.
-
-    Raises:
-        InputError: a template or the user's function cannot be used.
-    """
-    record_format = make_format(format_settings(config), tokenizer)
+def _long_documents(config: Config, record_format: Format) -> str:
+    """What becomes of documents longer than a row: split, truncate, drop or error."""
     by_format = "split" if record_format.splits_long else "truncate"
-    long_documents = "split" if config.data.packing == "concat" else config.data.truncation or by_format
-    return record_format.fingerprint, long_documents
-
-
-def _layout(config: Config, tokenizer: PreTrainedTokenizerBase) -> Layout:
-    data = config.data
-    return Layout(
-        packing=data.packing,
-        context_size=data.context_size,
-        long_documents=describe_format(config, tokenizer)[1],
-        skip_bad=data.bad_records == "skip",
-        padding_id=int(tokenizer.eos_token_id),
-    )
+    return "split" if config.data.packing == "concat" else config.data.truncation or by_format
 
 
 def _open_all(paths: Sequence[DataPath], recipe: Recipe, world: World, say: Say) -> list[Documents]:

@@ -13,9 +13,9 @@ def announce_inputs(config: Config, launch: Launch, plan: Plan, inputs: Inputs) 
     """The data, the layout of a step, and one row as the model will see it."""
     for note in config.ds.notes if config.ds else ():
         launch.say(f"note: {note}")
-    for line in inputs.corpus.describe():
+    for line in inputs.data.corpus.describe():
         launch.say(f"training data: {line}")
-    for line in inputs.validation.describe() if inputs.validation else ():
+    for line in inputs.data.validation.describe() if inputs.data.validation else ():
         launch.say(f"validation data: {line}")
     for note in inputs.notes:
         launch.say(f"note: {note}")
@@ -23,7 +23,7 @@ def announce_inputs(config: Config, launch: Launch, plan: Plan, inputs: Inputs) 
         f"a step: {plan.global_rows} rows of {plan.context_size} tokens = {plan.world_size} ranks x {plan.micro_steps} "
         f"micro-steps x {plan.rows_per_rank} rows; {plan.total_steps} steps"
     )
-    launch.say(f"one row, targets marked:\n{inputs.corpus.show(0, inputs.tokenizer)}")
+    launch.say(f"one row, targets marked:\n{inputs.data.corpus.show(0, inputs.tokenizer)}")
 
 
 def announce_engine(launch: Launch, engine: Engine, plan: Plan, state: TrainingState, found: Found | None) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
 from ds_recipes.data.packing import PACKING_VERSION
+from ds_recipes.data.reading import Reading
 from ds_recipes.data.tokens.store import VERSION as TOKENS_VERSION
 from ds_recipes.errors import CheckpointError
-from ds_recipes.training.inputs import Inputs
 
 SHOWN_FILES = 5
 
@@ -15,17 +15,17 @@ Files = Sequence[Sequence[str]]
 """(name, content fingerprint) of each data file."""
 
 
-def identity_of(config: Config, plan: Plan, inputs: Inputs) -> dict[str, str]:
+def identity_of(config: Config, plan: Plan, read: Reading) -> dict[str, str]:
     """The keys that a checkpoint records and a continued run is compared by."""
-    data, weights = config.data, inputs.corpus.weights
+    data, weights = config.data, read.corpus.weights
     return {
-        "data": inputs.corpus.fingerprint,
-        "tokenizer": inputs.tokenizer_fingerprint,
-        "dataset": f"{data.dataset} ({inputs.format_fingerprint[:12]}, version {TOKENS_VERSION})",
+        "data": read.corpus.fingerprint,
+        "tokenizer": read.tokenizer_fingerprint,
+        "dataset": f"{data.dataset} ({read.format_fingerprint[:12]}, version {TOKENS_VERSION})",
         "mixture": "no weights" if weights is None else " ".join(f"{weight:g}" for weight in weights),
         "validation_split": str(data.validation_split),
         "packing": f"{data.packing} (version {PACKING_VERSION})",
-        "truncation": inputs.long_documents,
+        "truncation": read.long_documents,
         "context_size": str(data.context_size),
         "seed": str(config.run.seed),
         "global_batch_size": str(plan.global_rows),

@@ -8,9 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_recipes.config.schema import Config
-from ds_recipes.data.corpus import Corpus
-from ds_recipes.data.reading import describe_format, read_corpora
-from ds_recipes.data.tokenizer import add_tokens, check_special_ids, load_tokenizer, rows_for, tokenizer_fingerprint
+from ds_recipes.data.reading import Reading, read_corpora
+from ds_recipes.data.tokenizer import add_tokens, check_special_ids, load_tokenizer, rows_for
 from ds_recipes.errors import InputError
 from ds_recipes.models.load import ModelSource, find_model
 from ds_recipes.models.vocabulary import eos_note, rows_needed
@@ -24,11 +23,7 @@ class Inputs:
     source: ModelSource
     skeleton: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    tokenizer_fingerprint: str
-    format_fingerprint: str
-    long_documents: str  # what becomes of them: split, truncate, drop or error
-    corpus: Corpus
-    validation: Corpus | None
+    data: Reading
     notes: tuple[str, ...]
 
 
@@ -41,12 +36,9 @@ def read_inputs(config: Config, world: World, say: Callable[[str], None]) -> Inp
     tokenizer = world.check("tokenizer", lambda: read_tokenizer(config))
     source, notes = world.check("vocabulary", lambda: fit_vocabulary(config, found, tokenizer))
     skeleton = world.check("model", lambda: source.skeleton(torch.float32, "eager", torch.device("cpu")))
-    settled = world.check("format", lambda: describe_format(config, tokenizer))
-    if config.data.chat_template is not None:  # checkpoints and exports carry the template that was trained with
-        tokenizer.chat_template = Path(config.data.chat_template).read_text(encoding="utf-8-sig")
-    corpus, validation = read_corpora(config, tokenizer, source.vocabulary_size, world, say)
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    return Inputs(source, skeleton, tokenizer, fingerprint, *settled, corpus, validation, notes)
+    data = read_corpora(config, tokenizer, source.vocabulary_size, world, say)
+    world.check("chat template", lambda: _keep_chat_template(config, tokenizer))
+    return Inputs(source, skeleton, tokenizer, data, notes)
 
 
 def read_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -81,6 +73,12 @@ def fit_vocabulary(
     check_special_ids(tokenizer, source.vocabulary_size)
     note = eos_note(tokenizer, source.hf_config, source.folder)
     return source, (*notes, *([note] if note else []))
+
+
+def _keep_chat_template(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let checkpoints and exports carry the template that was trained with."""
+    if config.data.chat_template is not None:
+        tokenizer.chat_template = Path(config.data.chat_template).read_text(encoding="utf-8-sig")
 
 
 def _check_context(config: Config, source: ModelSource) -> None:

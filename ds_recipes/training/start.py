@@ -39,16 +39,18 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     inputs = read_inputs(config, world, launch.say)
     found = find_start(config, launch.folder, world)
     skips, late = skips_of(config, found)
-    plan = make_plan(config, world.size, inputs.corpus.num_rows, skips.ranges)
+    plan = make_plan(config, world.size, inputs.data.corpus.num_rows, skips.ranges)
     assert plan.total_steps is not None
-    identity = identity_of(config, plan, inputs)
+    identity = identity_of(config, plan, inputs.data)
     for line in late:
         launch.say(f"warning: {line}")
     if found is not None:
         for line in found.skipped:
             launch.say(f"warning: {line}")
         shapes = parameter_shapes(inputs.skeleton)
-        changes = world.check("resume", lambda: check_continues(config, found, shapes, identity, inputs.corpus.files))
+        changes = world.check(
+            "resume", lambda: check_continues(config, found, shapes, identity, inputs.data.corpus.files)
+        )
         for line in changes:
             launch.say(f"allowed: {line}")
         if found.manifest.step >= plan.total_steps:
@@ -89,10 +91,10 @@ def _assemble(
         plan=plan,
         world=world,
         engine=engine,
-        corpus=inputs.corpus,
-        validation=inputs.validation,
+        corpus=inputs.data.corpus,
+        validation=inputs.data.validation,
         stream=Stream(
-            inputs.corpus,
+            inputs.data.corpus,
             plan,
             world.rank,
             position=state.position,

@@ -53,6 +53,12 @@ def corpus_of(*sources: PackedDataset, weights: tuple[float, ...] | None = None,
     return Corpus(sources, weights, seed)
 
 
+def totals(corpus: Corpus) -> tuple[int, int, int]:
+    """Tokens, target tokens and documents of all rows."""
+    facts = [source.facts for source in corpus.sources]
+    return sum(f.tokens for f in facts), sum(f.target_tokens for f in facts), sum(f.documents for f in facts)
+
+
 def make_plan(world_size: int, rows_per_rank: int, micro_steps: int, total_rows: int | None = None) -> Plan:
     """The parts of a plan that a stream reads."""
     values: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Plan))

@@ -14,7 +14,7 @@ from ds_recipes.data.order import BLANK
 from ds_recipes.data.skips import Skips
 from ds_recipes.data.stream import EvalStream, Stream
 from ds_recipes.errors import TrainingError
-from tests.unit.data.corpora import corpus_of, make_plan
+from tests.unit.data.corpora import corpus_of, make_plan, totals
 from tests.unit.data.corpora import rows_of as packed
 from tests.unit.data.made import write_jsonl
 
@@ -103,7 +103,7 @@ def test_epochs_take_each_row_once_then_blank_rows_follow(corpus: Corpus) -> Non
         (batch,) = stream.take()
         tokens, targets = tokens + batch.num_tokens, targets + batch.num_target_tokens
         samples += batch.num_samples
-    expected = (corpus.num_tokens, corpus.num_target_tokens, corpus.num_documents)
+    expected = totals(corpus)
     assert (tokens, targets, samples) == tuple(2 * count for count in expected)
     assert stream.position % 5 == 0
     assert stream.epoch == 2.0
@@ -199,5 +199,5 @@ def test_evaluation_sees_every_row_once_and_ranks_stay_in_step(corpus: Corpus, w
 
     assert list(positions()) == list(range(len(streams[0]) * world * rows))
     counted = [batch for ranks in batches for batch in ranks]
-    assert sum(batch.num_target_tokens for batch in counted) == corpus.num_target_tokens
-    assert sum(batch.num_samples for batch in counted) == corpus.num_documents
+    assert sum(batch.num_target_tokens for batch in counted) == totals(corpus)[1]
+    assert sum(batch.num_samples for batch in counted) == totals(corpus)[2]

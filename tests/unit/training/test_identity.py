@@ -20,13 +20,13 @@ OF_THE_CHECKPOINT = {"optimizer"}
 def identity(monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, str]:
     monkeypatch.chdir(ROOT)
     config = load_config(["--config", str(Path("examples/tiny_alpaca.yaml")), *flags], env={})
-    inputs: Any = SimpleNamespace(
+    read: Any = SimpleNamespace(
         corpus=SimpleNamespace(fingerprint="data-1", weights=None),
         tokenizer_fingerprint="tokenizer-1",
         format_fingerprint="0123456789abcdef",
         long_documents="truncate",
     )
-    return identity_of(config, make_plan(config, 2), inputs)
+    return identity_of(config, make_plan(config, 2), read)
 
 
 def test_every_key_can_be_allowed_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
