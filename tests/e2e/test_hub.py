@@ -1,39 +1,26 @@
 """A model from the hub, by its id: a local server speaks the hub's own protocol, and huggingface_hub asks it."""
 
-import hashlib
-import http.server
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from tests.e2e.launchers import ROOT, command, run
+from tests.hub_server import COMMIT, HubHandler, etag, served
 from tests.nano import make_nano
 from tests.ranks.training import metrics
 
 MODEL_ID = "someone/nano"
-COMMIT = "5" * 40
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """Serves one folder as one model: its description, its list of files, and the files with size and ETag."""
 
     folder: Path
-    asked: list[str]
 
-    def do_HEAD(self) -> None:
-        self.answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self.answer(with_body=True)
-
-    def answer(self, with_body: bool) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.asked.append(f"{self.command} {path}")
+    def answer(self, path: str, with_body: bool) -> None:
         files = {file.name: file.read_bytes() for file in self.folder.iterdir()}
         name = path.rpartition("/")[2]
         if path == "/":
@@ -45,24 +32,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
             siblings = [{"rfilename": n} for n in files]
             self.send(json.dumps({"id": MODEL_ID, "sha": COMMIT, "siblings": siblings}).encode(), with_body)
         elif path.startswith(f"/{MODEL_ID}/resolve/") and name in files:
-            self.send(files[name], with_body, {"ETag": f'"{etag(files[name])}"', "X-Repo-Commit": COMMIT})
+            self.send_file(files[name], with_body)
         else:
-            self.send(b"", with_body, {"X-Error-Code": "EntryNotFound"}, status=404)
-
-    def send(self, body: bytes, with_body: bool, headers: dict[str, str] | None = None, status: int = 200) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
-def etag(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
+            self.send_nothing(with_body, "EntryNotFound")
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +45,11 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(nano: Path, tmp_path: Path) -> Iterator[str]:
     """The model's folder has moved to the hub, together with a copy of the weights that nobody needs."""
-    Hub.folder, Hub.asked = tmp_path / "on_the_hub", []
+    Hub.folder = tmp_path / "on_the_hub"
     shutil.copytree(nano.parent / "model", Hub.folder)
     (Hub.folder / "consolidated.safetensors").write_bytes(b"the same again")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(Hub) as address:
+        yield address
 
 
 def test_a_hub_id_trains_as_its_folder_does_and_later_without_the_hub(nano: Path, hub: str, tmp_path: Path) -> None:
