@@ -129,8 +129,8 @@ def _check_streamable(files: Sequence[DataFile], recipe: Recipe) -> None:
     for file in files:
         if recipe.streaming and not file.random_access:
             raise InputError(
-                f"{file.name}: is compressed as a whole, so single records of it cannot be read again, as --streaming needs. "
-                "Unpack it, or leave --streaming out."
+                f"{file.name}: is compressed as a whole, or in row groups that are too large, so single records of it cannot "
+                "be read again, as --streaming needs. Unpack it, write smaller row groups, or leave --streaming out."
             )
 
 
