@@ -24,10 +24,11 @@ UINT64 = np.dtype("<u8")
 def missing_parts(folder: Path, parts: Sequence[Part]) -> list[int]:
     """The parts that have to be made. Damaged ones are taken away."""
     (folder / "parts").mkdir(parents=True, exist_ok=True)
-    missing = [part.number for part in parts if read_facts(part_folder(folder, part.number), part) is None]
-    for number in missing:
-        _remove(part_folder(folder, number))
-    return missing
+    return [part.number for part in parts if not _whole_or_gone(part_folder(folder, part.number), _reads(part))]
+
+
+def _reads(part: Part) -> Callable[[Path], bool]:
+    return lambda place: read_facts(place, part) is not None
 
 
 def finish(folder: Path, parts: Sequence[Part]) -> None:
@@ -38,8 +39,7 @@ def finish(folder: Path, parts: Sequence[Part]) -> None:
     """
     facts = [_shown(folder, part) for part in parts]
     table, sizes = folder / "documents", _table_sizes(parts, facts)
-    if not _has(table, sizes):
-        _remove(table)
+    if not _whole_or_gone(table, lambda place: _has(place, sizes)):
         with unless(lambda: _has(table, sizes)), publishing(table) as hidden:
             _join(folder, hidden, parts, facts)
     with unless(lambda: read_summary(folder) is not None):
@@ -132,14 +132,26 @@ def _summary(parts: Sequence[Part], facts: Sequence[PartFacts], table_sizes: dic
     )
 
 
-def _remove(folder: Path) -> None:
-    """Take a folder away at once, then remove it in peace."""
+def _whole_or_gone(folder: Path, is_whole: Callable[[Path], bool]) -> bool:
+    """True if a folder is there and whole. A damaged one is taken away at once, then removed in peace.
+
+    Whether it is there is asked first: one that another job publishes after that is not taken for a damaged one. It would
+    be removed under that job's feet.
+    """
+    if not folder.exists():
+        return False
+    if is_whole(folder):
+        return True
     hidden = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         folder.rename(hidden)
-    except FileNotFoundError:
-        return
+        if is_whole(hidden):  # another job has replaced the damaged one just now
+            hidden.rename(folder)
+            return True
+    except OSError:
+        return False
     _delete(hidden)
+    return False
 
 
 def _delete(path: Path) -> None:
