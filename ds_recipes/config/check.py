@@ -3,17 +3,25 @@
 import json
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ds_recipes.config.async_io import missing_for_async_io
 from ds_recipes.config.data_check import data_files, format_files
+from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.config.missing import similar, where_given
 from ds_recipes.config.schema import Config
+
+FSDP2 = (2, 11)  # the first torch that this program's use of fully_shard was written for
 
 
 def check_inputs(config: Config) -> list[str]:
     """What is wrong with the files that the settings name, one line each. Reads this host's files, no network."""
     return [
+        *_engine(config),
+        *_nvme(config),
         *data_files(config, "train_data"),
         *data_files(config, "validation_data"),
         *format_files(config),
@@ -27,6 +35,38 @@ def check_inputs(config: Config) -> list[str]:
 def is_folder_name(name: str) -> bool:
     """True if a model or tokenizer name means a folder here, False if it is a hub id such as owner/name."""
     return Path(name).is_dir() or re.match(r"[/.~]", name) is not None or name.count("/") > 1 or name.endswith("/")
+
+
+def _engine(config: Config) -> Iterator[str]:
+    """The engine's package, as far as that shows without importing it."""
+    where = where_given(config, "engine", config.run.engine)
+    if config.run.engine == "deepspeed" and find_spec("deepspeed") is None:
+        yield f"{where}: DeepSpeed is not installed. Run 'pip install deepspeed', or use --engine fsdp, which needs only torch."
+    if config.run.engine == "fsdp" and find_spec("torch") is not None:
+        found = version("torch")
+        if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < FSDP2:
+            yield (
+                f"{where}: FSDP2 needs torch {FSDP2[0]}.{FSDP2[1]} or later, and {found} is installed. Run 'pip install -U torch', "
+                "or use --engine deepspeed."
+            )
+
+
+def _nvme(config: Config) -> Iterator[str]:
+    """What NVMe offload needs of this host."""
+    sharding = engine_settings(config).sharding
+    if config.ds is None or "nvme" not in (sharding.optimizer_on, sharding.parameters_on):
+        return
+    missing = missing_for_async_io()
+    if missing is not None:
+        yield f"{config.ds.path}: {missing}"
+    for name in ("offload_optimizer", "offload_param"):
+        section = config.ds.tree["zero_optimization"].get(name, {})
+        path = Path(section.get("nvme_path", ""))
+        if section.get("device") == "nvme" and not path.is_dir():
+            yield (
+                f"{config.ds.path}: zero_optimization.{name}.nvme_path is {path}: there is no such folder on this host; name one "
+                f"on a fast local disk{similar(path)}"
+            )
 
 
 def _model(config: Config) -> Iterator[str]:

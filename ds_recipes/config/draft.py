@@ -1,11 +1,12 @@
 """The settings while they are put together from flags, run file, JSON and defaults. Problems are collected, not raised."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ds_recipes.config import later, seed_flags
-from ds_recipes.config.ds_check import Findings
+from ds_recipes.config.ds.findings import Binding, Findings
 from ds_recipes.config.entries import Entry, nearest
 from ds_recipes.config.schema import SETTINGS
 from ds_recipes.config.values import COMMAND_LINE, base_type, check_limits, describe, parse, to_text
@@ -67,25 +68,38 @@ class Draft:
 
     def adopt(self, path: str, found: Findings) -> None:
         """Take what a DeepSpeed JSON says about settings that the run leaves open; where both speak they must agree."""
-        for problem in found.problems:
+        for problem in (*found.problems, *found.unsupported):
             self.fail(f"{path}: {problem}")
         keys: dict[str, str] = {}
-        for binding in found.bindings:
-            name, where = binding.setting, f"{path}: {binding.key}"
-            item = SETTINGS[name]
+        for binding in sorted(found.bindings, key=lambda each: (each.times != "", each.is_default)):
             try:
-                value = check_limits(item, float(binding.value) if base_type(item) is float else binding.value)
+                value = self._bound(binding)
             except ValueError as error:
-                self.fail(f"{where} {error}", name)
+                self.fail(f"{path}: {binding.key} {error}", binding.setting)
                 continue
-            if self.origins[name] == DEFAULT or self.values[name] is None:
-                self.values[name], self.origins[name], keys[name] = value, path, f"{binding.key} is {binding.shown}"
-            elif self.values[name] != value and name in keys:
-                self.fail(f"{where} is {binding.shown}, but {keys[name]} in the same file. Make them equal.", name)
-            elif self.values[name] != value and name not in self.failed:
-                is_fixed = binding.key.endswith("type") or binding.shown == "there"
-                advice = "Leave one of them out" if is_fixed else 'Set one of them, or write "auto" in the JSON'
-                self.fail(f"{where} is {binding.shown}, but {self.describe(name)}. {advice}.", name)
+            self._adopt(path, binding, value, keys)
+
+    def _bound(self, binding: Binding) -> Any:
+        item = SETTINGS[binding.setting]
+        value = binding.value * self.values[binding.times] if binding.times else binding.value
+        return check_limits(item, float(value) if base_type(item) is float else value)
+
+    def _adopt(self, path: str, binding: Binding, value: Any, keys: dict[str, str]) -> None:
+        name, where = binding.setting, f"{path}: {binding.key}"
+        if self.origins[name] == DEFAULT or (self.values[name] is None and not binding.is_default):
+            self.values[name], self.origins[name], keys[name] = value, path, f"{binding.key} is {binding.shown}"
+        elif binding.is_default or self._agrees(binding, value):
+            return
+        elif name in keys:
+            self.fail(f"{where} is {binding.shown}, but {keys[name]} in the same file. Make them equal.", name)
+        elif name not in self.failed:
+            is_fixed = binding.key.endswith("type") or binding.shown == "there"
+            advice = "Leave one of them out" if is_fixed else 'Set one of them, or write "auto" in the JSON'
+            self.fail(f"{where} is {binding.shown}, but {self.describe(name)}. {advice}.", name)
+
+    def _agrees(self, binding: Binding, value: Any) -> bool:
+        current = self.values[binding.setting]
+        return current in (value, *binding.also) or (binding.times != "" and math.isclose(current, value))
 
     def _parse(self, entry: Entry) -> Any:
         item = SETTINGS[entry.name]

@@ -5,8 +5,6 @@ LORA = "LoRA is not there yet; leave it out, and the whole model is trained"
 LATER_NAMES = dict.fromkeys(("lora_r", "lora_alpha", "lora_target_modules"), LORA)
 
 LATER_VALUES = {
-    ("engine", "fsdp"): "the FSDP engine is not there yet; use --engine deepspeed, whose ZeRO-3 shards the same things",
-    ("precision", "fp16"): "fp16 is not there yet; use bf16, or fp32 where bfloat16 is missing",
     ("peft_method", "lora"): LORA,
 }
 

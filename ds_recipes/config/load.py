@@ -7,8 +7,9 @@ from types import MappingProxyType
 
 from ds_recipes.config import seed_flags
 from ds_recipes.config.draft import Draft, frozen_groups
-from ds_recipes.config.ds_check import check_tree
-from ds_recipes.config.ds_json import read_json
+from ds_recipes.config.ds.check import check_tree
+from ds_recipes.config.ds.combine import check_run
+from ds_recipes.config.ds.read import read_json
 from ds_recipes.config.entries import Entry, read_flags, read_yaml
 from ds_recipes.config.render import help_text, to_yaml
 from ds_recipes.config.rules import check_rules
@@ -94,14 +95,21 @@ def _finish(draft: Draft) -> Config:
 
 
 def _read_ds_config(draft: Draft) -> DsConfig | None:
-    path = draft.values["ds_config"]
+    path, engine = draft.values["ds_config"], draft.values["engine"]
     if path is None:
         return None
     try:
-        tree = read_json(path)
+        tree, notes = read_json(path)
     except ValueError as error:
         draft.fail(str(error))
         return None
-    found = check_tree(tree)
+    found = check_tree(tree, engine)
     draft.adopt(path, found)
-    return DsConfig(path, MappingProxyType(dict(tree)), tuple(f"{path}: {note}" for note in found.notes))
+    if "precision" not in draft.failed:
+        for problem in check_run(found.tree, draft.values["precision"]):
+            draft.fail(f"{path}: {problem}")
+    lines = [*(f"{path} {note}" for note in notes), *(f"{path}: {note}" for note in found.notes)]
+    lacking = [
+        f"{path}: FSDP2 has no counterpart of these keys, and no result depends on them: {', '.join(found.lacking)}"
+    ]
+    return DsConfig(path, MappingProxyType(found.tree), tuple(lines), tuple(lacking if found.lacking else ()))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.config.schema import SETTINGS, Config, values_of
 from ds_recipes.config.values import describe
 from ds_recipes.errors import ConfigError
@@ -35,6 +36,8 @@ class Plan:
     lr_decay_style: str
     warmup_steps: int | None
     decay_steps: int | None  # cosine, linear: step where lr_min is reached; wsd: length of the last phase; else None
+    lr_warmup_style: str = "linear"
+    lr_warmup_start: float = 0.0
 
 
 def make_plan(
@@ -45,9 +48,10 @@ def make_plan(
     `skipped` are positions [start, stop) of the run's order that are left out; they do not overlap.
 
     Raises:
-        ConfigError: batch sizes do not divide, or the learning rate's phases do not fit into the run.
+        ConfigError: batch sizes or the ranks' groups do not divide, or the learning rate's phases do not fit into the run.
     """
     assert world_size >= 1 and (rows_per_epoch is None or rows_per_epoch >= 1)
+    _check_groups(config, world_size)
     micro_steps = _micro_steps(config, world_size)
     global_rows = config.run.batch_size_training * micro_steps * world_size
     tokens_per_step = global_rows * config.data.context_size
@@ -71,7 +75,19 @@ def make_plan(
         lr_decay_style=config.optimizer.lr_decay_style,
         warmup_steps=warmup_steps,
         decay_steps=decay_steps,
+        lr_warmup_style=config.optimizer.lr_warmup_style,
+        lr_warmup_start=config.optimizer.lr_warmup_start,
     )
+
+
+def _check_groups(config: Config, world_size: int) -> None:
+    """A group of ranks larger than the world is the world, as in DeepSpeed."""
+    group_size = engine_settings(config).sharding.group_size
+    if config.ds is not None and group_size is not None and group_size < world_size and world_size % group_size:
+        _refuse(
+            f"{config.ds.path}: zero_optimization.zero_hpz_partition_size is {group_size}, but {world_size} ranks do not divide "
+            f"into groups of {group_size}. Set it to the number of GPUs of a node, or start a multiple of it in ranks."
+        )
 
 
 def _micro_steps(config: Config, world_size: int) -> int:

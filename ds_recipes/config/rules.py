@@ -47,6 +47,11 @@ def _learning_rate(draft: Draft) -> Iterator[str]:
         yield f"{draft.describe('lr_min')}, above lr: {draft.describe('lr')}. The learning rate falls from lr to lr_min."
 
 
+def _warmup_start(draft: Draft) -> Iterator[str]:
+    if draft.values["lr_warmup_start"] > draft.values["lr"]:
+        yield f"{draft.describe('lr_warmup_start')}, above lr: {draft.describe('lr')}. The warm-up rises to lr."
+
+
 def _whole_steps(draft: Draft) -> Iterator[str]:
     for name in ("lr_warmup", "lr_decay"):
         value = draft.values[name]
@@ -100,6 +105,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Draft], Iterator[str]]], ...] = (
     *DATA_RULES,
     (("save_checkpoint_path",), _run_folder),
     (("lr", "lr_min"), _learning_rate),
+    (("lr", "lr_warmup_start"), _warmup_start),
     (("lr_warmup", "lr_decay"), _whole_steps),
     (("lr_warmup", "lr_decay", "lr_decay_style"), _phases),
     (("optimizer_type", "sgd_momentum", "adam_beta1", "adam_beta2", "adam_eps"), _optimizer),

@@ -71,7 +71,11 @@ class ModelConfig:
 class RunConfig:
     """The engine, the batch and the length of the run."""
 
-    engine: str = setting("deepspeed", "What shards the model and steps the optimizer.", choices=("deepspeed",))
+    engine: str = setting(
+        "deepspeed",
+        "What shards the model and steps the optimizer. deepspeed: ZeRO; fsdp: PyTorch's FSDP2, told by the same JSON.",
+        choices=("deepspeed", "fsdp"),
+    )
     ds_config: str | None = setting(
         None,
         'DeepSpeed JSON; a value of "auto" in it is filled from this run.',
@@ -79,7 +83,10 @@ class RunConfig:
         unit="path",
     )
     precision: str = setting(
-        "bf16", "bf16: bfloat16 compute with float32 master weights; fp32: all float32.", choices=("bf16", "fp32")
+        "bf16",
+        "bf16: bfloat16 compute with float32 master weights; fp32: all float32; fp16: float16 compute with loss scaling, "
+        "for GPUs without bfloat16.",
+        choices=("bf16", "fp32", "fp16"),
     )
     batch_size_training: int = setting(1, "Rows that one rank takes in one micro-step.", unit="rows", least=1)
     gradient_accumulation_steps: int | None = setting(
@@ -133,10 +140,16 @@ class OptimizerConfig:
     lr_min: float = setting(0.0, "Learning rate that the decay ends at.", least=0)
     lr_warmup: float = setting(
         0.0,
-        "Linear warm-up from 0 to lr. Up to 1: a fraction of the run; above 1: steps.",
+        "Warm-up to lr. Up to 1: a fraction of the run; above 1: steps.",
         unit="fraction or steps",
         least=0,
     )
+    lr_warmup_style: str = setting(
+        "linear",
+        "Course of the warm-up; log rises fast at first (DeepSpeed's default in a scheduler section).",
+        choices=("linear", "log"),
+    )
+    lr_warmup_start: float = setting(0.0, "Learning rate that the warm-up starts from.", least=0)
     lr_decay: float | None = setting(
         None,
         "cosine, linear: where lr_min is reached, counted from the start of the run; wsd: length of the decay at the "
@@ -262,18 +275,14 @@ class LoggingConfig:
 class DsConfig:
     """The user's DeepSpeed JSON, read and checked: every key in it is known and can be honoured.
 
-    `notes` are lines for the user, one for each key that changes nothing here.
+    `tree` holds the keys that have an effect, in DeepSpeed's names of today, without what became a setting of the run and
+    without "auto". `notes` are lines for the user, one for each key that changes nothing here.
     """
 
     path: str
     tree: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-
-    @property
-    def offloads_optimizer(self) -> bool:
-        """True when the optimizer's state and step live in host memory."""
-        offload: Mapping[str, Any] = self.tree.get("zero_optimization", {}).get("offload_optimizer") or {}
-        return bool(offload.get("device") == "cpu")
+    warnings: tuple[str, ...] = ()  # what the engine has no counterpart of
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The learning rate: a pure function of the step, so that a resumed run needs no scheduler state.
 
-`step` counts the updates done before this one, from 0. Warm-up over W steps gives step s the rate
+`step` counts the updates done before this one, from 0. Linear warm-up over W steps gives step s the rate
 lr x (s + 1) / (W + 1): the first update is not wasted on a rate of 0, and step W is the first at lr itself (nanoGPT's
 convention; Megatron-LM starts at 0 and wastes one). Every course then starts at exactly lr in step W, and those that
 decay are at lr_min from their last step on. A run whose decay ends with the run takes its last update just above
@@ -22,16 +22,24 @@ def lr_at(step: int, plan: Plan) -> float:
       arXiv 2404.06395; the linear end: arXiv 2405.18392).
     - inverse_sqrt: lr x sqrt(W / step), never below lr_min (arXiv 1706.03762); without warm-up W counts as 1.
 
-    The warm-up is linear in all of them (arXiv 1706.02677).
+    The warm-up is the same in all of them: from lr_warmup_start in a straight line (arXiv 1706.02677), or as the logarithm.
     """
     assert step >= 0 and plan.warmup_steps is not None
     if step < plan.warmup_steps:
-        return plan.lr * (step + 1) / (plan.warmup_steps + 1)
+        return _warming_up(step, plan, plan.warmup_steps)
     if plan.lr_decay_style == "inverse_sqrt":
         warmup_steps = max(plan.warmup_steps, 1)
         since_warmup = step - plan.warmup_steps
         return max(plan.lr * math.sqrt(warmup_steps / (warmup_steps + since_warmup)), min(plan.lr_min, plan.lr))
     return plan.lr_min + (plan.lr - plan.lr_min) * _remaining(step, plan, plan.warmup_steps)
+
+
+def _warming_up(step: int, plan: Plan, warmup_steps: int) -> float:
+    """The rate in the warm-up; the log form is DeepSpeed's (runtime/lr_schedules.py), log(i + 1) / log(W), counted as here."""
+    rise = plan.lr - plan.lr_warmup_start
+    if plan.lr_warmup_style == "log":
+        return plan.lr_warmup_start + rise * math.log(step + 2) / math.log(warmup_steps + 1)
+    return plan.lr_warmup_start + rise * (step + 1) / (warmup_steps + 1)
 
 
 def _remaining(step: int, plan: Plan, warmup_steps: int) -> float:

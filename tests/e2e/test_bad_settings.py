@@ -112,8 +112,16 @@ NAMES_AND_TYPES = {
         ("dataset is alpaca_dataset", "no longer kept in the source", "--train_data path/to/alpaca_data.json"),
         without=("--train_data",),
     ),
-    "FSDP": Case("--engine fsdp", ("--engine fsdp", "not there yet; use --engine deepspeed")),
-    "FSDP by the ancestor's flag": Case("--enable_fsdp", ("--enable_fsdp", "not there yet; use --engine deepspeed")),
+    "an engine that is not there": Case("--engine fsdp2", ("--engine must be deepspeed or fsdp, not 'fsdp2'",)),
+    "what FSDP2 cannot do": with_json(
+        "--enable_fsdp",
+        '"data_types": {"grad_accum_dtype": "bf16"}',
+        'ds.json: data_types.grad_accum_dtype is "bf16": FSDP2 adds gradients up in the master weights\' dtype',
+        "or use --engine deepspeed",
+    ),
+    "a key that DeepSpeed would ignore": with_json(
+        "", '"gradient_cliping": 1.0', "ds.json: gradient_cliping is unknown: did you mean gradient_clipping?"
+    ),
     "LoRA": Case("--peft_method lora", ("--peft_method lora", "not there yet; leave it out")),
     "LoRA in a run file": with_yaml(
         "", "peft_method: lora\n", "run.yaml:1: peft_method lora", "not there yet; leave it out"
@@ -257,9 +265,9 @@ def test_right_settings_get_as_far_as_torch(material: Path, without_torch: dict[
 
 
 def test_all_mistakes_are_shown_at_once(material: Path, without_torch: dict[str, str]) -> None:
-    case = Case("--config gone.yaml --ds_config gone.json --lr fast --num_epoch 1 --engine fsdp", ())
+    case = Case("--config gone.yaml --ds_config gone.json --lr fast --num_epoch 1 --engine fsdp2", ())
     ended = run_train(material, case.arguments(), without_torch, TIMEOUT_SECONDS)
-    assert_refused(ended, ("gone.yaml", "gone.json", "--lr must be a number", "--num_epoch ", "--engine fsdp"))
+    assert_refused(ended, ("gone.yaml", "gone.json", "--lr must be a number", "--num_epoch ", "--engine must be"))
 
 
 @pytest.mark.parametrize("flags", ["--help", "-h", "--config gone.yaml --help", "--print_config"])

@@ -1,12 +1,17 @@
 """Files that cannot be used are named before anything heavy is loaded, with what to do."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from ds_recipes.config.async_io import missing_for_async_io
 from ds_recipes.config.check import check_inputs, is_folder_name
 from ds_recipes.config.load import load_config
+from tests.house.tree import ROOT
+from tests.unit.config.settings import write_json
 
 
 @pytest.fixture
@@ -125,3 +130,76 @@ def test_a_config_of_another_kind_of_model_says_nothing_about_positions(here: Pa
 def test_folders_and_hub_ids(here: Path) -> None:
     assert [name for name in ("model", "./x", "../x", "/x", "~/x", "a/b/c", "x/") if not is_folder_name(name)] == []
     assert [name for name in ("gpt2", "owner/name", "owner/name.v1") if is_folder_name(name)] == []
+
+
+def without_torch(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """train.py in a Python that has what reads the settings, and neither torch nor DeepSpeed nor anything else."""
+    packages = folder / "packages"
+    packages.mkdir()
+    for name in ("yaml", "_yaml", "hjson", "numpy", "numpy.libs", "xxhash"):
+        source = next((Path(path) / name for path in sys.path if (Path(path) / name).exists()), None)
+        if source is not None:
+            (packages / name).symlink_to(source)
+    return subprocess.run(
+        [sys.executable, "-S", str(ROOT / "train.py"), *argv],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=folder,
+        env={"PYTHONPATH": str(packages), "PATH": "/usr/bin:/bin"},
+    )
+
+
+def test_an_engine_that_is_not_installed_is_one_line_that_says_how_to_get_it(here: Path) -> None:
+    given = "--model_name ./model --tokenizer_name ./tokenizer --train_data data/train.jsonl --save_checkpoint_path run"
+    done = without_torch(here, *given.split(), "--engine", "deepspeed")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (
+        "--engine deepspeed (command line): DeepSpeed is not installed. Run 'pip install deepspeed', or use --engine fsdp, which "
+        "needs only torch." in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "is_fine"),
+    [("2.10.1+cu128", False), ("1.13", False), ("2.11.0", True), ("2.13.0+cpu", True), ("3.0", True)],
+)
+def test_fsdp_needs_a_torch_that_has_it(found: str, is_fine: bool, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version is read from the installed package's metadata, which a folder before all others on the path gives here."""
+    metadata = here / f"torch-{found}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {found}\n")
+    monkeypatch.syspath_prepend(here)
+    lines = problems(engine="fsdp")
+    assert lines == (
+        []
+        if is_fine
+        else [
+            (
+                f"--engine fsdp (command line): FSDP2 needs torch 2.11 or later, and {found} is installed. Run 'pip install -U "
+                "torch', or use --engine deepspeed."
+            )
+        ]
+    )
+
+
+def test_nvme_offload_needs_its_folder_and_what_it_is_built_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for device, path, folder_lines in (("nvme", "nvme", 0), ("nvme", "nmve", 1), ("cpu", "nmve", 0)):
+        Path("nvme").mkdir(exist_ok=True)
+        write_json(
+            here, {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": device, "nvme_path": path}}}
+        )
+        lines = problems(ds_config="zero3.json")
+        asks = device == "nvme" and missing_for_async_io() is not None
+        assert len(lines) == folder_lines + asks
+        if folder_lines:
+            assert lines[-1] == (
+                "zero3.json: zero_optimization.offload_optimizer.nvme_path is nmve: there is no such folder on this host; name one "
+                "on a fast local disk; did you mean nvme?"
+            )
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CXX", "no-compiler")
+    write_json(here, {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "nvme"}}})
+    expected = missing_for_async_io()
+    assert problems(ds_config="zero3.json") == ([] if expected is None else [f"zero3.json: {expected}"])

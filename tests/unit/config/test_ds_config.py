@@ -2,15 +2,13 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ds_recipes.config.ds_config import DEFAULT_TREE, effective_ds_config
-from ds_recipes.config.ds_keys import TOP, ZERO
+from ds_recipes.config.ds.effective import DEFAULT_TREE, effective_ds_config
+from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.config.plan import make_plan
 from ds_recipes.config.schema import Config, values_of
 from tests.unit.config.settings import STAGE_3, load, write_json
@@ -21,6 +19,21 @@ SAYS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"bf16": {"enabled": True}}, {"precision": "bf16"}),
     ({"bf16": {"enabled": False}}, {"precision": "fp32"}),
     ({"bf16": {"enabled": "auto"}}, {}),
+    ({"bfloat16": {"enabled": False}}, {"precision": "fp32"}),
+    ({"bf16": {}}, {"precision": "fp32"}),
+    ({"fp16": {"enabled": True}}, {"precision": "fp16"}),
+    ({"fp16": {"enabled": True}, "bf16": {"enabled": False}}, {"precision": "fp16"}),
+    ({"fp16": {"enabled": False}, "bf16": {"enabled": False}}, {"precision": "fp32"}),
+    ({"fp16": {"enabled": False}, "bf16": {"enabled": "auto"}}, {"precision": "bf16"}),
+    ({"fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}}, {}),
+    ({"torch_autocast": {"enabled": True}}, {"precision": "fp32"}),
+    ({"torch_autocast": {"enabled": False}}, {}),
+    ({"data_types": {"param_dtype": "float16"}}, {"precision": "fp16"}),
+    ({"tensorboard": {"enabled": True}}, {"tensorboard": True}),
+    ({"tensorboard": {"enabled": False, "job_name": "j"}}, {}),
+    ({"wandb": {"enabled": True, "project": "p", "team": "t"}}, {"wandb_project": "p", "wandb_entity": "t"}),
+    ({"wandb": {"enabled": True}}, {"wandb_project": "deepspeed"}),
+    ({"wandb": {"enabled": False, "project": "p"}}, {}),
     ({"gradient_clipping": 0.5}, {"max_grad_norm": 0.5}),
     ({"gradient_clipping": None}, {}),
     ({"train_micro_batch_size_per_gpu": 4}, {"batch_size_training": 4}),
@@ -35,34 +48,6 @@ SAYS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (
         {"optimizer": {"type": "SGD", "params": {"lr": "auto", "momentum": 0.9}}},
         {"optimizer_type": "sgd", "sgd_momentum": 0.9},
-    ),
-    (
-        {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 100, "warmup_type": "linear"}}},
-        {"lr_decay_style": "constant", "lr_warmup": 100.0},
-    ),
-    (
-        {
-            "scheduler": {
-                "type": "WarmupDecayLR",
-                "params": {
-                    "warmup_min_lr": 0,
-                    "warmup_max_lr": 2e-4,
-                    "warmup_num_steps": 10,
-                    "total_num_steps": 1e3,
-                    "warmup_type": "linear",
-                },
-            }
-        },
-        {"lr_decay_style": "linear", "lr": 2e-4, "lr_warmup": 10.0, "lr_decay": 1000.0, "lr_min": 0.0},
-    ),
-    (
-        {
-            "scheduler": {
-                "type": "WarmupCosineLR",
-                "params": {"total_num_steps": "auto", "warmup_type": "linear", "cos_min_ratio": "auto"},
-            }
-        },
-        {"lr_decay_style": "cosine"},
     ),
 ]
 
@@ -123,7 +108,7 @@ def test_the_users_own_tuning_is_passed_through_and_the_rest_is_not(tmp_path: Pa
         "activation_checkpointing": {},
     }
     config = with_json(tmp_path, tree)
-    assert config.ds is not None and config.ds.offloads_optimizer
+    assert engine_settings(config).sharding.optimizer_on == "cpu"
     assert effective_ds_config(config, make_plan(config, 1)) == {
         "train_batch_size": 1,
         "train_micro_batch_size_per_gpu": 1,
@@ -135,7 +120,7 @@ def test_the_users_own_tuning_is_passed_through_and_the_rest_is_not(tmp_path: Pa
             "reduce_bucket_size": 500_000_000,
             "sub_group_size": 1_000_000_000,
             "overlap_comm": False,
-            "offload_optimizer": {"device": "cpu", "pin_memory": False},
+            "offload_optimizer": {"device": "cpu", "pin_memory": False, "buffer_count": 4},
         },
         "communication_data_type": "bf16",
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -145,10 +130,14 @@ def test_the_users_own_tuning_is_passed_through_and_the_rest_is_not(tmp_path: Pa
         "steps_per_print": 10**9,
     }
     assert [note.split(" ", 2)[1] for note in config.ds.notes] == [
-        "zero_optimization.offload_optimizer.buffer_count",
         "zero_optimization.stage3_gather_16bit_weights_on_model_save",
         "steps_per_print",
     ]
+
+
+def test_what_the_json_leaves_out_does_not_switch_on_what_the_run_has_switched_off(tmp_path: Path) -> None:
+    config = with_json(tmp_path, STAGE_3 | {"wandb": {"enabled": True}}, "--wandb_project none")
+    assert config.logging.wandb_project is None
 
 
 def test_the_built_in_json_is_the_example_file() -> None:
@@ -164,10 +153,10 @@ def test_the_offload_example_differs_only_in_offload() -> None:
 
 def test_every_example_json_loads_without_a_note() -> None:
     paths = sorted((ROOT / "ds_configs").rglob("*.json"))
-    assert len(paths) >= 2
+    assert len(paths) >= 6
     for path in paths:
         config = load(f"--ds_config {path}")
-        assert config.ds is not None and config.ds.notes == ()
+        assert config.ds is not None and config.ds.notes == config.ds.warnings == ()
         assert effective_ds_config(config, make_plan(config, 2))["train_batch_size"] == 2
 
 
@@ -182,25 +171,121 @@ def test_loading_does_not_change_the_json_and_a_config_cannot_be_changed(tmp_pat
         config.origins["lr"] = "nowhere"  # type: ignore[index]
 
 
-def test_the_table_knows_every_key_of_the_installed_deepspeed() -> None:
-    code = (
-        "import json, logging; logging.disable()\n"
-        "from deepspeed.runtime import config as c\n"
-        "from deepspeed.runtime.zero.config import DeepSpeedZeroConfig as Z\n"
-        "from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig as O\n"
-        "from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadParamConfig as P\n"
-        "from deepspeed.runtime.precision_config import DeepSpeedBF16Config as B\n"
-        "zero = [name for key, field in Z.model_fields.items() for name in (key, field.alias) if name]\n"
-        "gone = [*c._REMOVED_TOP_LEVEL_CONFIG_KEYS], [*c._REMOVED_ZERO_CONFIG_KEYS]\n"
-        "print(json.dumps([zero, [*O.model_fields], [*P.model_fields], [*B.model_fields], *gone]))"
+EFFECTIVE: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
+    ({"zero_optimization": {"stage": 1}}, "", {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}),
+    (
+        {
+            "zero_optimization": {
+                "stage": 2,
+                "cpu_offload": True,
+                "stage3_max_live_parameters": 1,
+                "overlap_comm": "true",
+            }
+        },
+        "",
+        {"zero_optimization": {"stage": 2, "overlap_comm": True, "offload_optimizer": {"device": "cpu"}}},
+    ),
+    (
+        {"zero_optimization": {"stage": 3, "prefetch_bucket_size": "5", "zero_hpz_partition_size": 2}},
+        "--engine fsdp",
+        {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 5, "zero_hpz_partition_size": 2}},
+    ),
+    (
+        STAGE_3 | {"fp16": {"enabled": "auto", "loss_scale": "auto", "initial_scale_power": 12}},
+        "--precision fp16",
+        {"bf16": {"enabled": False}, "fp16": {"enabled": True, "initial_scale_power": 12}},
+    ),
+    (
+        STAGE_3 | {"torch_autocast": {"enabled": True}},
+        "",
+        {
+            "bf16": {"enabled": False},
+            "torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []},
+            "communication_data_type": "fp32",
+        },
+    ),
+    (
+        STAGE_3
+        | {"torch_autocast": {"enabled": True, "dtype": "bf16", "lower_precision_safe_modules": ["torch.nn.Linear"]}},
+        "",
+        {
+            "torch_autocast": {
+                "enabled": True,
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": ["torch.nn.Linear"],
+            }
+        },
+    ),
+    (
+        STAGE_3 | {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}},
+        "",
+        {
+            "bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True},
+            "data_types": {"grad_accum_dtype": "bf16"},
+            "communication_data_type": "fp32",
+        },
+    ),
+    (
+        STAGE_3
+        | {"aio": {"block_size": 1}, "data_types": {"grad_accum_dtype": "half"}, "communication_data_type": "FP16"},
+        "",
+        {"aio": {"block_size": 1}, "data_types": {"grad_accum_dtype": "fp16"}, "communication_data_type": "fp16"},
+    ),
+    (
+        STAGE_3 | {"wandb": {"enabled": True}, "tensorboard": {"enabled": True}, "timers": {}},
+        "",
+        {"wandb": None, "tensorboard": None},
+    ),
+]
+
+
+@pytest.mark.parametrize(("tree", "flags", "expected"), EFFECTIVE, ids=str)
+def test_what_deepspeed_gets(tree: dict[str, Any], flags: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    config = with_json(tmp_path, tree, flags)
+    effective = effective_ds_config(config, make_plan(config, 2))
+    assert {key: effective.get(key) for key in expected} == expected
+    filled = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    assert [effective[key] for key in filled] == [2, 1, 1, 1.0]
+    assert '"auto"' not in json.dumps(effective)
+
+
+SETTINGS_READ: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "", "parameters bfloat16, master float32, moments float32, gradient accumulation float32, reduction float32"),
+    (
+        {"data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16"},
+        "",
+        "parameters bfloat16, master float32, moments float32, gradient accumulation bfloat16, reduction bfloat16",
+    ),
+    (
+        {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}},
+        "--engine fsdp",
+        "parameters bfloat16, master bfloat16, moments bfloat16, gradient accumulation bfloat16, reduction float32",
+    ),
+    (
+        {"torch_autocast": {"enabled": True, "lower_precision_safe_modules": ["torch.nn.Linear"]}},
+        "",
+        "parameters float32, master float32, moments float32, gradient accumulation float32, reduction bfloat16, "
+        "autocast bfloat16",
+    ),
+]
+
+
+@pytest.mark.parametrize(("tree", "flags", "expected"), SETTINGS_READ, ids=str)
+def test_the_precision_that_both_engines_read(tree: dict[str, Any], flags: str, expected: str, tmp_path: Path) -> None:
+    assert str(engine_settings(with_json(tmp_path, STAGE_3 | tree, flags)).precision) == expected
+
+
+def test_a_key_that_has_no_effect_at_this_stage_reaches_no_engine(tmp_path: Path) -> None:
+    zero = {"stage": 2, "zero_hpz_partition_size": 4, "offload_param": {"device": "cpu"}}
+    sharding = engine_settings(with_json(tmp_path, {"zero_optimization": zero})).sharding
+    assert (sharding.stage, sharding.group_size, sharding.parameters_on) == (2, None, "device")
+
+
+def test_what_fsdp_lacks_is_one_line(tmp_path: Path) -> None:
+    config = with_json(tmp_path, DEFAULT_TREE, "--engine fsdp")
+    assert config.ds is not None and config.ds.notes == () and len(config.ds.warnings) == 1
+    assert config.ds.warnings[0].endswith(
+        "no result depends on them: zero_optimization.contiguous_gradients, zero_optimization.overlap_comm, "
+        "zero_optimization.reduce_bucket_size, zero_optimization.stage3_prefetch_bucket_size, "
+        "zero_optimization.stage3_param_persistence_threshold"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    zero, offload_optimizer, offload_param, bf16, removed, removed_zero = json.loads(done.stdout.splitlines()[-1])
-    assert {*zero, *removed_zero} <= set(ZERO)
-    assert set(removed) <= set(TOP)
-    for keys, rule in (
-        (offload_optimizer, ZERO["offload_optimizer"]),
-        (offload_param, ZERO["offload_param"]),
-        (bf16, TOP["bf16"]),
-    ):
-        assert set(keys) <= set(getattr(rule, "keys", {}))

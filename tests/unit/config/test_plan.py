@@ -1,12 +1,13 @@
 """The plan's arithmetic, for 1 to 64 ranks: nothing is dropped, nothing is rounded behind the user's back."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from ds_recipes.config.plan import Plan, make_plan
 from ds_recipes.errors import ConfigError
-from tests.unit.config.settings import load
+from tests.unit.config.settings import load, write_json
 
 WORLDS = range(1, 65)
 
@@ -156,3 +157,19 @@ PROBLEMS = {
 @pytest.mark.parametrize(("flags", "world_size"), PROBLEMS)
 def test_what_does_not_fit_is_one_line(flags: str, world_size: int) -> None:
     assert problem(flags, world_size) == PROBLEMS[flags, world_size]
+
+
+@pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_ranks_divide_into_the_groups_of_the_json_or_that_is_refused(
+    world_size: int, engine: str, tmp_path: Path
+) -> None:
+    write_json(tmp_path, {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}})
+    flags = f"--engine {engine} --ds_config {tmp_path}/zero3.json"
+    if world_size <= 8 or world_size % 8 == 0:
+        assert plan(flags, world_size).world_size == world_size
+    else:
+        assert problem(flags, world_size) == (
+            f"{tmp_path}/zero3.json: zero_optimization.zero_hpz_partition_size is 8, but {world_size} ranks do not divide into "
+            "groups of 8. Set it to the number of GPUs of a node, or start a multiple of it in ranks."
+        )

@@ -80,7 +80,7 @@ def test_two_json_files_are_a_conflict(tmp_path: Path) -> None:
     )
 
 
-def test_the_ancestors_job_script_needs_two_changes_only() -> None:
+def test_the_ancestors_job_script_needs_one_change_only() -> None:
     script = (
         "--enable_fsdp --low_cpu_fsdp --peft_method None --mixed_precision --pure_bf16 --num_epochs 2 --model_name m "
         "--tokenizer_name m --batch_size_training 4 --gradient_accumulation_steps 8 --lr 1e-4 --lr_min 1e-5 --lr_decay 0.80 "
@@ -90,5 +90,15 @@ def test_the_ancestors_job_script_needs_two_changes_only() -> None:
         "--wandb_project p --wandb_name n"
     )
     problems = problems_of(script, ())
-    assert [problem.split(" (")[0] for problem in problems] == ["--enable_fsdp", "dataset is alpaca_dataset"]
-    assert problems_of(script.replace("--enable_fsdp ", "") + " --train_data a.json", ()) == ()
+    assert [problem.split(" (")[0] for problem in problems] == ["dataset is alpaca_dataset"]
+    assert problems_of(script + " --train_data a.json", ()) == ()
+
+
+def test_the_ancestors_engine_flag_is_todays_and_two_engines_are_a_conflict() -> None:
+    assert load("--enable_fsdp").run.engine == load("--enable_fsdp true --engine fsdp").run.engine == "fsdp"
+    assert load("--enable_fsdp false").run.engine == "deepspeed"
+    for flags, first, second in (
+        ("--enable_fsdp --engine deepspeed", "--enable_fsdp makes engine fsdp", "--engine makes it deepspeed"),
+        ("--deepspeed --enable_fsdp", "--deepspeed makes engine deepspeed", "--enable_fsdp makes it fsdp"),
+    ):
+        assert problems_of(flags) == (f"{first}, but {second} (both command line). Leave one of them out.",)

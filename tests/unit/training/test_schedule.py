@@ -1,6 +1,7 @@
 """The learning rate's course: bounds, continuity, direction, and the values at its corners."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -79,3 +80,21 @@ def test_a_warm_up_over_the_whole_run_is_allowed() -> None:
     plan = plan_of("constant", warmup=TOTAL)
     assert lr_at(TOTAL - 1, plan) < plan.lr
     assert lr_at(TOTAL, plan) == plan.lr
+
+
+@pytest.mark.parametrize("warmup", [1, 2, 7, 150])
+@pytest.mark.parametrize("start", [0.0, 1e-4])
+def test_a_logarithmic_warm_up_rises_from_its_start_fast_at_first(warmup: int, start: float) -> None:
+    """The shape itself is held against DeepSpeed's own in tests/unit/config/test_ds_oracle.py."""
+    optimizer = OptimizerConfig(lr=3e-4, lr_warmup=max(warmup, 2), lr_warmup_style="log", lr_warmup_start=start)
+    plan = replace(make_plan(Config(run=RunConfig(max_steps=TOTAL), optimizer=optimizer), 1), warmup_steps=warmup)
+    rates = [lr_at(step, plan) for step in range(warmup + 1)]
+    assert start < rates[0] and rates[warmup - 1] == pytest.approx(plan.lr, rel=1e-12) and rates[warmup] == plan.lr
+    steps = [later - earlier for earlier, later in pairwise(rates[:-1])]
+    assert all(earlier > later > 0 for earlier, later in pairwise(steps))
+
+
+def test_a_linear_warm_up_rises_in_a_line_from_its_start() -> None:
+    optimizer = OptimizerConfig(lr=5e-4, lr_warmup=4, lr_warmup_start=1e-4, lr_decay_style="constant")
+    plan = make_plan(Config(run=RunConfig(max_steps=TOTAL), optimizer=optimizer), 1)
+    assert [lr_at(step, plan) for step in range(5)] == pytest.approx([1.8e-4, 2.6e-4, 3.4e-4, 4.2e-4, 5e-4])
