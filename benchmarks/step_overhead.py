@@ -35,7 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.bare_loop import BareLoop
-from ds_recipes.config.ds_config import effective_ds_config
+from ds_recipes.config.ds.effective import effective_ds_config
 from ds_recipes.config.load import load_config
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.data.stream import Stream
