@@ -1,4 +1,4 @@
-"""The one interface behind which ZeRO-3 (and later FSDP2) lies.
+"""The one interface behind which DeepSpeed's ZeRO and PyTorch's FSDP2 lie.
 
 The cut lies where DeepSpeed's own lies: `update` is clip, optimizer step and zero-grad in one.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ds_recipes.data.batch import MicroBatch
+from ds_recipes.engine.activations import ActivationRecord
 from ds_recipes.ranges import RangeReader
 
 
@@ -19,11 +20,18 @@ class StepResult:
     """What one optimizer step did.
 
     `grad_norm` is the global L2 norm before clipping. `applied` is False when the gradient was not finite and the
-    step was skipped; every rank gets the same verdict.
+    step was skipped; every rank gets the same verdict. `loss_scale` is the one that the step was taken with, None
+    without loss scaling.
     """
 
     grad_norm: float
     applied: bool
+    loss_scale: float | None = None
+
+    @property
+    def overflowed(self) -> bool:
+        """True for a step that was skipped under loss scaling, whose scale may just have been too large."""
+        return not self.applied and self.loss_scale is not None
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,9 @@ class Engine(ABC):
     optimizer_step: int
     """Number of optimizer steps applied, Adam's own count."""
 
+    activations: ActivationRecord | None = None
+    """How activations are kept and computed again; None: autograd keeps them."""
+
     @abstractmethod
     def backward(self, batch: MicroBatch, scale: float) -> torch.Tensor:
         """Add the gradient of `scale` x (sum of token losses); return that sum, a scalar still on the device."""
@@ -67,7 +78,10 @@ class Engine(ABC):
 
     @abstractmethod
     def shards(self) -> Iterator[Shard]:
-        """This rank's flat ranges in storage order, one at a time. No communication."""
+        """This rank's flat ranges in storage order, one at a time. No communication.
+
+        Over all ranks each element comes once; replicas share what they hold among themselves. A length may be 0.
+        """
 
     @abstractmethod
     def load_shards(self, reader: RangeReader) -> None:
@@ -76,6 +90,18 @@ class Engine(ABC):
     @abstractmethod
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Full float32 master tensors one by one, on every rank. Every rank must exhaust it."""
+
+    def measured(self) -> dict[str, float]:
+        """What a profile of this rank's activations measured since the last call, by names with units; else empty."""
+        return {} if self.activations is None else self.activations.take()
+
+    @abstractmethod
+    def scaler_state(self) -> dict[str, float]:
+        """Where dynamic loss scaling stands, equal on all ranks: scale, good_steps, hysteresis_left. Empty without it."""
+
+    @abstractmethod
+    def load_scaler_state(self, state: dict[str, float]) -> None:
+        """Go on where `scaler_state` was taken, by either engine; an empty one changes nothing."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -1,85 +1,79 @@
-"""The one place where a run's `engine` setting becomes an engine."""
+"""The one place where a run's `engine` setting becomes an engine, and the world that it needs."""
+
+from collections.abc import Iterator
 
 import torch
 
-from ds_recipes.config.ds_config import effective_ds_config
+from ds_recipes.config.ds.effective import effective_ds_config
+from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
-from ds_recipes.data.batch import one_document, second_of_two
 from ds_recipes.engine.base import Engine
-from ds_recipes.errors import InputError
+from ds_recipes.errors import ConfigError
 from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.load import ModelSource
-from ds_recipes.models.skeleton import DTYPES
-from ds_recipes.world.group import World
+from ds_recipes.world.group import World, start
+from ds_recipes.world.resolve import Place
 
-CHECK_TOKENS = 8
-HEAD_CHECK_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
-EXPERTS_TOLERANCE = {"fp32": 1e-6, "bf16": 1e-3}
-"""Nats a target token that a mixture of experts may differ by: its sums are in another order as other tokens come by."""
+QUANTISED_KEYS = ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
+"""Parts of ZeRO++ (arXiv 2306.10209) whose kernels exist for GPUs only."""
+
+
+def start_world(place: Place, *configs: Config) -> World:
+    """Let the ranks meet, with what the engines of these settings need to communicate.
+
+    Raises:
+        StartError, WorldError: as `world.group.start`.
+    """
+    with_deepspeed = any(config.run.engine == "deepspeed" for config in configs)
+    return start(place, configs[0].run.start_timeout_seconds, with_deepspeed=with_deepspeed)
+
+
+def check_device(config: Config, device: torch.device) -> None:
+    """Refuse what this kind of device cannot compute, before anything is read.
+
+    Raises:
+        ConfigError: fp16, or a quantised part of ZeRO++, on a CPU.
+    """
+    problems = list(_not_on_a_cpu(config)) if device.type == "cpu" else []
+    if problems:
+        raise ConfigError(problems)
+
+
+def _not_on_a_cpu(config: Config) -> Iterator[str]:
+    if config.run.precision == "fp16":
+        yield (
+            f"precision is fp16 ({config.origins.get('precision', 'default')}), which needs a GPU, and there is none that "
+            "torch can use here. Use --precision bf16, or fp32."
+        )
+    if config.ds is None:
+        return
+    section = config.ds.tree.get("zero_optimization") or {}
+    for key in QUANTISED_KEYS:
+        if section.get(key) is True:
+            yield (
+                f"{config.ds.path}: {key} needs a GPU, and there is none that torch can use here. Leave it out, or set it "
+                "to false."
+            )
 
 
 def create_engine(config: Config, plan: Plan, source: ModelSource, world: World) -> Engine:
     """Build the sharded model and its optimizer; the weights have no values until `load_shards`. Every rank must call it.
 
+    FSDP2 shards the master weights themselves and casts what it gathers, so its skeleton has their dtype.
+
     Raises:
         InputError: the model cannot be built.
     """
-    from ds_recipes.engine.zero3.step import Zero3Engine
-
+    settings = engine_settings(config)
+    is_fsdp = config.run.engine == "fsdp"
+    dtype = getattr(torch, settings.precision.master if is_fsdp else settings.precision.parameters)
     attention = choose_attention(config, world.device)
-    skeleton = world.check("model", lambda: source.skeleton(DTYPES[config.run.precision], attention, world.device))
-    return Zero3Engine(
-        skeleton,
-        world,
-        plan,
-        effective_ds_config(config, plan),
-        config.optimizer,
-        config.run.activation_checkpointing,
-    )
+    skeleton = world.check("model", lambda: source.skeleton(dtype, attention, world.device))
+    if is_fsdp:
+        from ds_recipes.engine.fsdp2.step import Fsdp2Engine
 
+        return Fsdp2Engine(skeleton, world, plan, config.optimizer, settings)
+    from ds_recipes.engine.zero3.step import ZeroEngine
 
-def check_loss_head(engine: Engine, vocabulary_size: int, precision: str) -> None:
-    """Compare the loss that training minimises with the loss of the model's own logits on a few tokens.
-
-    A model that changes its logits after the head in a way we do not know would train on a wrong loss without a word.
-    Every rank must call it, and gets the same verdict.
-
-    Raises:
-        InputError: the two differ.
-    """
-    input_ids = torch.arange(CHECK_TOKENS)[None] % vocabulary_size  # [1, tokens]
-    batch = one_document(input_ids)
-    ours, targets = engine.evaluate(batch)
-    logits = engine.logits(input_ids)[0, :-1]  # [tokens - 1, vocabulary]
-    theirs = torch.nn.functional.cross_entropy(logits, batch.target_ids.to(logits.device), reduction="sum")
-    if abs(float(ours) - float(theirs)) > HEAD_CHECK_TOLERANCE[precision] * targets:
-        raise InputError(
-            f"this model changes its logits after the head in a way that is not supported: its own forward gives a loss "
-            f"of {float(theirs) / targets:.5f} a token where training would minimise {float(ours) / targets:.5f}"
-        )
-
-
-def check_isolation(engine: Engine, source: ModelSource, precision: str, advice: str) -> None:
-    """See that a packed document's loss does not change with the document before it in its row.
-
-    It may not change in a single bit, since shapes and kernels are the same. A model that ignores position ids (ALiBi,
-    recurrent and convolution layers) would train on contaminated documents without a word. Every rank must call it, and
-    gets the same verdict. `advice` ends the message of a refusal.
-
-    Raises:
-        InputError: the loss changes.
-    """
-    vocabulary_size = source.vocabulary_size
-    second = torch.arange(1, CHECK_TOKENS + 1) % vocabulary_size  # [tokens]
-    losses = []
-    for offset in (vocabulary_size // 3, vocabulary_size // 2):
-        first = (torch.arange(CHECK_TOKENS) * 7 + offset) % vocabulary_size  # [tokens]
-        loss, targets = engine.evaluate(second_of_two(first, second))
-        losses.append(float(loss) / targets)
-    if abs(losses[0] - losses[1]) > (EXPERTS_TOLERANCE[precision] if source.has_experts else 0.0):
-        raise InputError(
-            "documents that share a row see each other in this model: the loss of one is "
-            f"{losses[0]:.7f} or {losses[1]:.7f}, as another stands before it. Its layers do not heed position_ids. "
-            f"{advice}"
-        )
+    return ZeroEngine(skeleton, world, plan, effective_ds_config(config, plan), config.optimizer, settings)

@@ -52,6 +52,9 @@ class _ChunkedTokenLoss(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        weight = weight.to(hidden.dtype)  # no copy but under autocast
+        bias = None if bias is None else bias.to(hidden.dtype)
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, hidden.shape[0], chunk):
             part = hidden[start : start + chunk]  # [chunk, hidden]
@@ -68,7 +71,6 @@ class _ChunkedTokenLoss(torch.autograd.Function):
                 grad_weight += grad_logits.t() @ part
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0, dtype=torch.float32)
-        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return total
 
@@ -124,8 +126,14 @@ def token_loss_sum(
         bias: [vocabulary] or None.
         target_ids: [targets], int64.
         transform: what the model does to its logits.
+
+    Under torch's autocast the products are in its dtype, as those of a linear layer are.
     """
-    return _ChunkedTokenLoss.apply(hidden, weight, bias, target_ids, transform, torch.is_grad_enabled())  # type: ignore[no-any-return, no-untyped-call]
+    device_type = hidden.device.type
+    if torch.is_autocast_enabled(device_type):
+        hidden = hidden.to(torch.get_autocast_dtype(device_type))
+    with torch.autocast(device_type, enabled=False):
+        return _ChunkedTokenLoss.apply(hidden, weight, bias, target_ids, transform, torch.is_grad_enabled())  # type: ignore[no-any-return, no-untyped-call]
 
 
 def install_loss_head(model: PreTrainedModel) -> None:

@@ -13,8 +13,6 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ds_recipes.errors import InputError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 def build_skeleton(
     hf_config: PretrainedConfig,

@@ -4,15 +4,18 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from transformers import AutoConfig, PretrainedConfig
 
 from ds_recipes.config.load import load_config
 from ds_recipes.config.plan import make_plan
-from ds_recipes.engine.create import check_isolation, check_loss_head, create_engine
+from ds_recipes.engine.checks import check_isolation, check_loss_head
+from ds_recipes.engine.create import create_engine
 from ds_recipes.errors import InputError
 from ds_recipes.models.load import ModelSource
 from ds_recipes.models.loss_head import LogitTransform
 from ds_recipes.world.group import World
+from tests.contract.engines import ENGINES
 from tests.ranks.launch import run_ranks
 from tests.unit.models.tiny import CONFIGS
 
@@ -23,7 +26,7 @@ CONTAMINATING = {
 }
 
 
-def verdicts(world: World, cases: Sequence[tuple[PretrainedConfig, str, bool]]) -> list[str]:
+def verdicts(world: World, cases: Sequence[tuple[PretrainedConfig, str, bool]], name: str) -> list[str]:
     """For each (config, precision, whether what the model does to its logits is hidden): "passes", or the refusal."""
     honest = LogitTransform.of
     seen = []
@@ -32,6 +35,7 @@ def verdicts(world: World, cases: Sequence[tuple[PretrainedConfig, str, bool]]) 
         attention = "eager" if hf_config.model_type == "gemma2" else "sdpa"
         flags = ["--model_config", "-", "--tokenizer_name", "-", "--train_data", "-", "--save_checkpoint_path", "-"]
         flags += ["--max_steps", "9", "--precision", precision, "--attn_implementation", attention]
+        flags += ["--engine", name]
         config = load_config(flags, env={})
         try:
             source = ModelSource(hf_config, None, 7, False)
@@ -46,19 +50,21 @@ def verdicts(world: World, cases: Sequence[tuple[PretrainedConfig, str, bool]]) 
     return seen
 
 
-def on_ranks(ranks: int, cases: Sequence[tuple[PretrainedConfig, str, bool]]) -> list[str]:
-    first, *others = run_ranks(verdicts, ranks, cases, timeout=200)
+def on_ranks(ranks: int, cases: Sequence[tuple[PretrainedConfig, str, bool]], engine: str = "deepspeed") -> list[str]:
+    first, *others = run_ranks(verdicts, ranks, cases, engine, timeout=200)
     assert all(other == first for other in others), "ranks disagree"
     return first
 
 
-def test_the_families_that_are_supported_pass() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_families_that_are_supported_pass(engine: str) -> None:
     cases: list[Any] = [(config, precision, False) for config in CONFIGS.values() for precision in ("fp32", "bf16")]
-    assert on_ranks(1, cases) == ["passes"] * len(cases)
+    assert on_ranks(2 if engine == "fsdp" else 1, cases, engine) == ["passes"] * len(cases)
 
 
 def test_models_whose_documents_see_each_other_are_refused_on_every_rank() -> None:
-    for message in on_ranks(2, [(config, "fp32", False) for config in CONTAMINATING.values()]):
+    cases: list[Any] = [(config, "fp32", False) for config in CONTAMINATING.values()]
+    for message in [*on_ranks(2, cases), *on_ranks(1, cases, "fsdp")]:
         assert "documents that share a row see each other in this model" in message and "--packing off" in message
 
 

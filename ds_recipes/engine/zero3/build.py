@@ -1,20 +1,20 @@
-"""Build the model sharded under ZeRO-3 and hand it to DeepSpeed.
+"""Give a skeleton's parameters storage, sharded at stage 3 and whole at stages 1 and 2, and hand it to DeepSpeed.
 
-Parameters get their shards without values and without communication; `load_shards` fills them afterwards, from a
-Hugging Face folder, from random initialisation or from a checkpoint alike.
+They get no values and nothing is communicated; `load_shards` fills them afterwards, from a Hugging Face folder, from
+random initialisation or from a checkpoint alike.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime import bf16_optimizer, torch_autocast
 from torch import nn
 from transformers import PreTrainedModel
 
-from ds_recipes.config.schema import OptimizerConfig
-from ds_recipes.errors import InputError
+from ds_recipes.config.engine_settings import EngineSettings
 from ds_recipes.models.loss_head import install_loss_head
 
 
@@ -25,58 +25,44 @@ class _Shards(deepspeed.zero.Init):  # type: ignore[misc]
     """
 
     def _convert_to_zero_parameters(self, param_list: Any) -> None:
-        sharded: dict[int, nn.Parameter] = {}
-        for module in self.module.modules():
-            for name, parameter in module._parameters.items():
-                if parameter is None or hasattr(parameter, "ds_id"):
-                    continue
-                if id(parameter) not in sharded:  # a tied parameter stays one
-                    sharded[id(parameter)] = self._shard(parameter)
-                module._parameters[name] = sharded[id(parameter)]
+        _replace_parameters(self.module, self._shard)
 
     def _shard(self, meta: nn.Parameter) -> nn.Parameter:
-        full = torch.empty(meta.shape, dtype=meta.dtype, device=self.local_device)
-        parameter: Any = nn.Parameter(full, requires_grad=meta.requires_grad)
+        if hasattr(meta, "ds_id"):
+            return meta
+        parameter: Any = _empty(meta, self.local_device)
         self._convert_to_deepspeed_param(parameter)
         parameter.partition()
         sharded: nn.Parameter = parameter
         return sharded
 
 
-def shard_model(model: PreTrainedModel, ds_json: Mapping[str, Any], activation_checkpointing: bool) -> None:
-    """Turn a skeleton's parameters into ZeRO-3 shards, and put the loss into its head."""
-    if activation_checkpointing:
-        try:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        except ValueError as error:
-            raise InputError(
-                f"--activation_checkpointing: transformers cannot do that for models of type {model.config.model_type}"
-            ) from error
+def _replace_parameters(model: nn.Module, make: Callable[[nn.Parameter], nn.Parameter]) -> None:
+    """Put `make(parameter)` in each parameter's place; a tied parameter stays one."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    made[id(parameter)] = make(parameter)
+                module._parameters[name] = made[id(parameter)]
+
+
+def _empty(meta: nn.Parameter, device: torch.device) -> nn.Parameter:
+    storage = torch.empty(meta.shape, dtype=meta.dtype, device=device)
+    return nn.Parameter(storage, requires_grad=meta.requires_grad)
+
+
+def place_model(
+    model: PreTrainedModel, ds_json: Mapping[str, Any], settings: EngineSettings, device: torch.device
+) -> None:
+    """Put the loss into a skeleton's head, and turn its parameters into ZeRO-3 shards, or into whole empty tensors."""
     install_loss_head(model)
     model.train()
-    _Shards(module=model, config_dict_or_path=dict(ds_json))
-
-
-def make_optimizer(
-    model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], settings: OptimizerConfig
-) -> torch.optim.Optimizer:
-    """torch's fused AdamW, or SGD, with weight decay on matrices only (biases and norms have one dimension).
-
-    The same class serves with and without CPU offload: it needs no compiler, and the mathematics stay the same.
-    DeepSpeed's own DeepSpeedCPUAdam would have to be compiled at the first start.
-    """
-    decayed = [parameter for name, parameter in model.named_parameters() if len(shapes[name]) >= 2]
-    others = [parameter for name, parameter in model.named_parameters() if len(shapes[name]) < 2]
-    groups = [
-        {"params": parameters, "weight_decay": decay}
-        for parameters, decay in ((decayed, settings.weight_decay), (others, 0.0))
-        if parameters
-    ]
-    if settings.optimizer_type == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=settings.sgd_momentum)
-    return torch.optim.AdamW(
-        groups, lr=0.0, betas=(settings.adam_beta1, settings.adam_beta2), eps=settings.adam_eps, fused=True
-    )
+    if settings.sharding.stage == 3:
+        _Shards(module=model, config_dict_or_path=dict(ds_json))
+    else:
+        _replace_parameters(model, lambda meta: _empty(meta, device))
 
 
 def start_deepspeed(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ds_json: Mapping[str, Any]) -> Any:
@@ -85,10 +71,16 @@ def start_deepspeed(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ds
         (module, name): buffer for module in model.modules() for name, buffer in module.named_buffers(recurse=False)
     }
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    bf16_optimizer.see_memory_usage = bf16_optimizer.print_rank_0 = _say_nothing  # it prints pages at each start
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # of the process: an engine before this one may have set it
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(ds_json), dist_init_required=False)
     for (module, name), buffer in buffers.items():
         module._buffers[name] = buffer.to(engine.device)
     return engine
+
+
+def _say_nothing(*_: Any, **__: Any) -> None:
+    pass
 
 
 def share_offloaded_gradients(zero: Any) -> None:

@@ -2,17 +2,24 @@
 
 DeepSpeed's stage 3 optimizer packs the ranges of a sub-group's parameters into one flat tensor. Rank r of W holds
 elements [r * L, (r + 1) * L) of the flattened parameter, L = ceil(n / W), the tail padded (measured, see
-docs/checkpoints.md). Reading the flat tensors directly costs no copy, also under CPU offload.
+docs/checkpoints.md), with hpZ too. Reading the flat tensors directly costs no copy, also under CPU offload. Under NVMe
+offload a sub-group is read from its file for as long as its ranges are asked for, and written back if it was changed.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 
 from ds_recipes.engine.base import Shard
+from ds_recipes.engine.zero3.frozen_shards import FrozenShards
+from ds_recipes.engine.zero3.nvme import check_written, keep_gradients_in_memory, read_ahead_once, settle
 from ds_recipes.ranges import RangeReader
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -33,72 +40,115 @@ class LocalState:
 
     def __init__(self, optimizer: Any, names: dict[int, str], rank: int) -> None:
         self._zero = optimizer
+        keep_gradients_in_memory(optimizer)
+        read_ahead_once(optimizer)
         self._places = list(_places(optimizer, names, rank))
-        if isinstance(optimizer.optimizer, torch.optim.AdamW):
-            self._create_moments()
-
-    def _create_moments(self) -> None:
-        """torch makes a moment at the first step; a resumed run needs it before."""
-        for flat in self._zero.fp32_partitioned_groups_flat:
-            self._zero.optimizer.state[flat] = {
-                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
-                "exp_avg": torch.zeros_like(flat),
-                "exp_avg_sq": torch.zeros_like(flat),
-            }
+        self._frozen = FrozenShards(optimizer.module, rank)
+        self._open_sub_group: int | None = None
+        for sub_group in range(len(optimizer.fp16_groups)):
+            if not optimizer._swappable_optimizer_subgroup(sub_group):
+                self._create_moments(sub_group)
 
     def shards(self) -> Iterator[Shard]:
-        """The ranges in storage order, as views."""
-        for place in self._places:
-            yield Shard(
-                name=place.name,
-                shape=place.shape,
-                start=place.start,
-                length=place.length,
-                fp32=self._view("fp32", place),
-                exp_avg=self._moment("exp_avg", place),
-                exp_avg_sq=self._moment("exp_avg_sq", place),
-            )
+        """The ranges in storage order, as views where they are in float32, then those of frozen parameters."""
+        for sub_group, places in groupby(self._places, key=lambda place: place.sub_group):
+            with self._in_memory(sub_group):
+                for place in places:
+                    yield Shard(
+                        name=place.name,
+                        shape=place.shape,
+                        start=place.start,
+                        length=place.length,
+                        fp32=self._flat("fp32", sub_group)[place.offset : place.offset + place.length].float(),
+                        exp_avg=self._moment("exp_avg", place),
+                        exp_avg_sq=self._moment("exp_avg_sq", place),
+                    )
+        yield from self._frozen.shards()
 
+    @torch.no_grad()
     def load(self, reader: RangeReader) -> None:
         """Fill every range from `reader`, then the working copies that the next forward gathers."""
-        with torch.no_grad():
-            for place in self._places:
-                for kind in ("fp32", "exp_avg", "exp_avg_sq"):
-                    if reader.has(kind) and (kind == "fp32" or self._moment(kind, place) is not None):
-                        self._fill(reader, kind, place)
-            if reader.has("exp_avg"):
-                for state in self._zero.optimizer.state.values():
-                    if "step" in state:
-                        state["step"].fill_(reader.optimizer_step)
-        self._refresh_working_copies()
-
-    def _fill(self, reader: RangeReader, kind: str, place: _Place) -> None:
-        flat = self._flat(kind, place.sub_group)
-        reader.read_into(kind, place.name, place.start, flat[place.offset : place.offset + place.length])
-        flat[place.offset + place.length : place.offset + place.padded].zero_()
-
-    def _refresh_working_copies(self) -> None:
-        """Copy the masters into the parameters' own shards, and gather again those that ZeRO keeps whole."""
         zero = self._zero
         zero._partition_all_parameters()
-        for sub_group in range(len(zero.fp16_groups)):
-            zero._reassign_or_swap_out_partitioned_parameters(sub_group)
+        settle(zero)
+        for sub_group, places in groupby(self._places, key=lambda place: place.sub_group):
+            with self._in_memory(sub_group, changed=True):
+                self._create_moments(sub_group)
+                self._fill(reader, sub_group, list(places))
+                zero._reassign_or_swap_out_partitioned_parameters(sub_group)
+        self._frozen.load(reader)
+        check_written(zero)
+        self._renew_copies()
+
+    def _create_moments(self, sub_group: int) -> None:
+        """torch makes a moment at the first step; a resumed run needs it before."""
+        master, optimizer = self._zero.fp32_partitioned_groups_flat[sub_group], self._zero.optimizer
+        if isinstance(optimizer, torch.optim.AdamW) and master not in optimizer.state:
+            optimizer.state[master] = {
+                "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                **{kind: torch.zeros_like(master.detach()) for kind in MOMENTS},
+            }
+
+    def _fill(self, reader: RangeReader, sub_group: int, places: list[_Place]) -> None:
+        state = self._state(sub_group)
+        for place in places:
+            for kind in ("fp32", *MOMENTS):
+                if reader.has(kind) and (kind == "fp32" or kind in state):
+                    flat = self._flat(kind, sub_group)
+                    end = place.offset + place.length
+                    reader.read_into(kind, place.name, place.start, flat[place.offset : end])
+                    flat[end : place.offset + place.padded].zero_()
+        if reader.has("exp_avg") and "step" in state:
+            state["step"].fill_(reader.optimizer_step)
+
+    def _renew_copies(self) -> None:
+        """Drop hpZ's secondary copies, which are of other values, and gather again what ZeRO keeps whole.
+
+        A secondary copy is made anew from the next gather over all ranks. Until then, forward would read the old one.
+        """
+        zero = self._zero
+        for parameter in zero.module.parameters():
+            parameter.ds_secondary_tensor = None
         if zero.persistent_parameters:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
-    def _flat(self, kind: str, sub_group: int) -> torch.Tensor:
-        master: torch.Tensor = self._zero.fp32_partitioned_groups_flat[sub_group]
-        if kind == "fp32":
-            return master.detach()
-        moment: torch.Tensor = self._zero.optimizer.state[master][kind]
-        return moment
+    @contextmanager
+    def _in_memory(self, sub_group: int, changed: bool = False) -> Iterator[None]:
+        """Have a sub-group's master weights and moments in memory; a changed one goes back to its file."""
+        zero = self._zero
+        if not zero._swappable_optimizer_subgroup(sub_group):
+            yield
+            return
+        assert self._open_sub_group is None, "one reader of NVMe shards at a time"
+        self._open_sub_group = sub_group
+        zero._optimizer_states_and_gradient_swap_in(sub_group)
+        is_written = False
+        try:
+            yield
+            if changed:
+                zero._optimizer_states_and_gradient_swap_out(sub_group)
+                is_written = True
+        finally:
+            if not is_written:
+                zero._release_swap_buffers(sub_group)
+            self._open_sub_group = None
 
-    def _view(self, kind: str, place: _Place) -> torch.Tensor:
-        return self._flat(kind, place.sub_group)[place.offset : place.offset + place.length]
+    def _state(self, sub_group: int) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = self._zero.optimizer.state.get(
+            self._zero.fp32_partitioned_groups_flat[sub_group], {}
+        )
+        return state
+
+    def _flat(self, kind: str, sub_group: int) -> torch.Tensor:
+        if kind == "fp32":
+            master: torch.Tensor = self._zero.fp32_partitioned_groups_flat[sub_group]
+            return master.detach()
+        return self._state(sub_group)[kind]
 
     def _moment(self, kind: str, place: _Place) -> torch.Tensor | None:
-        state = self._zero.optimizer.state.get(self._zero.fp32_partitioned_groups_flat[place.sub_group], {})
-        return self._view(kind, place) if kind in state else None
+        if kind not in self._state(place.sub_group):
+            return None
+        return self._flat(kind, place.sub_group)[place.offset : place.offset + place.length].float()
 
 
 def _places(optimizer: Any, names: dict[int, str], rank: int) -> Iterator[_Place]:

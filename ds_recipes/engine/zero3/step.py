@@ -1,26 +1,38 @@
-"""The step under ZeRO-3, with DeepSpeed's own averaging undone so that the loop's loss convention holds."""
+"""The step under ZeRO, with DeepSpeed's own averaging undone so that the loop's loss convention holds."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import deepspeed
 import torch
 from transformers import PreTrainedModel
 
+from ds_recipes.config.engine_settings import EngineSettings
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import OptimizerConfig
 from ds_recipes.data.batch import MicroBatch
+from ds_recipes.engine.activations import ActivationRecord, install_checkpointing
 from ds_recipes.engine.base import Engine, Shard, StepResult
 from ds_recipes.engine.inputs import model_inputs
-from ds_recipes.engine.zero3.build import make_optimizer, shard_model, share_offloaded_gradients, start_deepspeed
+from ds_recipes.engine.optimizer import make_optimizer
+from ds_recipes.engine.zero3 import scaler
+from ds_recipes.engine.zero3.build import place_model, share_offloaded_gradients, start_deepspeed
+from ds_recipes.engine.zero3.experts import give_every_expert_a_gradient
+from ds_recipes.engine.zero3.leaf import leaf_class_names, mark_expert_blocks
 from ds_recipes.engine.zero3.local_state import LocalState
+from ds_recipes.engine.zero3.low_stages import LowStageState, forget_gradients
+from ds_recipes.engine.zero3.nvme import settle
+from ds_recipes.engine.zero3.placement import clear_placement, prepare_placement
+from ds_recipes.engine.zero3.precision import real_precision
+from ds_recipes.engine.zero3.state import State
 from ds_recipes.models.skeleton import parameter_shapes
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
 
 
-class Zero3Engine(Engine):
-    """ZeRO-3 with torch's AdamW or SGD, with or without CPU offload of the optimizer."""
+class ZeroEngine(Engine):
+    """ZeRO 1, 2 or 3 with torch's AdamW or SGD."""
 
     def __init__(
         self,
@@ -29,22 +41,47 @@ class Zero3Engine(Engine):
         plan: Plan,
         ds_json: dict[str, Any],
         optimizer: OptimizerConfig,
-        activation_checkpointing: bool,
+        settings: EngineSettings,
     ) -> None:
         self._world = world
+        self._stage = settings.sharding.stage
+        group_size = settings.sharding.group_size
+        self._groups = f", a second copy in groups of {group_size} (hpZ)" if group_size else ""
+        self._optimizer_on = settings.sharding.optimizer_on
+        self._scales_loss = settings.loss_scaling is not None
         self._micro_steps = plan.micro_steps
         self._micro_steps_done = 0
         self._attention = skeleton.config._attn_implementation
         shapes = parameter_shapes(skeleton)
-        shard_model(skeleton, ds_json, activation_checkpointing)
+        if self._stage == 3:
+            mark_expert_blocks(skeleton)
+        else:
+            give_every_expert_a_gradient(skeleton)
+        ds_json = prepare_placement(ds_json, skeleton, world)
+        self._ds_json = ds_json
+        self.activations = world.check(
+            "activation checkpointing", lambda: self._checkpoint_activations(skeleton, settings)
+        )
+        place_model(skeleton, ds_json, settings, world.device)
         self.model = skeleton
         torch_optimizer = make_optimizer(skeleton, shapes, optimizer)
         self._deepspeed = start_deepspeed(skeleton, torch_optimizer, ds_json)
         self._zero = self._deepspeed.optimizer
-        share_offloaded_gradients(self._zero)
-        names = {id(parameter): name for name, parameter in skeleton.named_parameters()}
-        self._local = LocalState(self._zero, names, world.rank)
+        if self._scales_loss:
+            scaler.hold(self._zero.loss_scaler)
+        self._local = self._make_state()
         self.optimizer_step = 0
+
+    def _checkpoint_activations(self, skeleton: PreTrainedModel, settings: EngineSettings) -> ActivationRecord | None:
+        wanted = settings.checkpointing
+        return None if wanted is None else install_checkpointing(skeleton, wanted, self._world.device)
+
+    def _make_state(self) -> State:
+        if self._stage < 3:
+            return LowStageState(self._zero, self.model, self._world)
+        share_offloaded_gradients(self._zero)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return LocalState(self._zero, names, self._world.rank)
 
     def backward(self, batch: MicroBatch, scale: float) -> torch.Tensor:
         """Add the gradient of `scale` x (sum of token losses); return that sum, a scalar on the device.
@@ -58,15 +95,24 @@ class Zero3Engine(Engine):
         return loss.detach()
 
     def update(self, lr: float) -> StepResult:
-        """Clip, step with the given learning rate and clear the gradients; a non-finite gradient skips the step."""
+        """Clip, step with the given learning rate and clear the gradients; a non-finite gradient skips the step.
+
+        Raises:
+            TrainingError: fp16 overflows at its least loss scale.
+        """
         assert self._micro_steps_done == self._micro_steps, "update() before the last micro-step"
         self._micro_steps_done = 0
         for group in self._zero.param_groups:
             group["lr"] = lr
+        loss_scale = float(self._zero.loss_scale) if self._scales_loss else None
         self._deepspeed.step()
         applied = not self._zero.overflow
+        if self._scales_loss:
+            scaler.update(self._zero.loss_scaler, overflow=not applied)
+        if not applied and self._stage < 3:
+            forget_gradients(self._zero)
         self.optimizer_step += applied
-        return StepResult(grad_norm=float(self._deepspeed.get_global_grad_norm()), applied=applied)
+        return StepResult(float(self._deepspeed.get_global_grad_norm()), applied, loss_scale)
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
@@ -95,6 +141,9 @@ class Zero3Engine(Engine):
         forward without backward it learns to keep nothing, and caches that (`__params_to_release`) for the whole run: each
         step then gathered those parameters twice (benchmarks/step_overhead.py found it).
         """
+        if self._stage < 3:
+            return
+        settle(self._zero)
         coordinator = self._zero.parameter_offload.get_param_coordinator()
         if coordinator.is_record_trace():
             coordinator._invalidate_trace()
@@ -115,28 +164,32 @@ class Zero3Engine(Engine):
             pieces = self._world.gather_tensor(shard.fp32)
             yield shard.name, torch.cat(pieces).reshape(shard.shape)
 
+    def scaler_state(self) -> dict[str, float]:
+        """Where fp16's dynamic loss scaling stands; empty without it."""
+        return scaler.to_state(self._zero.loss_scaler) if self._scales_loss else {}
+
+    def load_scaler_state(self, state: dict[str, float]) -> None:
+        """Go on where `scaler_state` was taken, by either engine."""
+        if self._scales_loss:
+            scaler.from_state(self._zero.loss_scaler, state)
+
     def describe(self) -> dict[str, Any]:
         """Precision, sharding and optimizer, for the start's table and the manifest."""
         zero = self._zero
-        parameter_dtype = next(iter(self.model.parameters())).dtype
+        is_offloaded = zero.offload_optimizer if self._stage == 3 else getattr(zero, "cpu_offload", False)
         return {
             "engine": "deepspeed",
             "deepspeed": deepspeed.__version__,
-            "sharding": f"ZeRO-3 over {self._world.size} ranks",
+            "sharding": f"ZeRO-{self._stage} over {self._world.size} ranks{self._groups}",
             "optimizer": type(zero.optimizer).__name__,
-            "optimizer_device": "cpu" if zero.offload_optimizer else self._world.device.type,
-            "parameters": _name(parameter_dtype),
-            "master": _name(zero.fp32_partitioned_groups_flat[0].dtype),
-            "moments": _name(zero.fp32_partitioned_groups_flat[0].dtype),
-            "gradient_accumulation": _name(zero.gradient_accumulation_dtype),
-            "reduction": _name(zero.communication_data_type),
+            "optimizer_device": self._optimizer_on if is_offloaded else self._world.device.type,
+            **asdict(real_precision(self._deepspeed, self.model)),
             "attention": self._attention,
+            "activations": None if self.activations is None else str(self.activations),
+            "leaf_modules": ", ".join(leaf_class_names(self.model)) or None,
         }
 
     def close(self) -> None:
         """Let DeepSpeed release its hooks and buffers."""
         self._deepspeed.destroy()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+        clear_placement(self._ds_json)

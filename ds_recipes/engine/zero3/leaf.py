@@ -1,0 +1,60 @@
+"""Mixtures of experts under ZeRO-3: a block that chooses among modules has to be gathered as one.
+
+ZeRO-3 gathers a module's parameters as that module runs. An expert to which no token goes on one rank does not run there:
+the others wait for that rank's part for ever, or the order that ZeRO-3 has learnt is broken. A block that is a leaf is
+gathered whole, and experts without tokens get a gradient of zeros (https://www.deepspeed.ai/docs/config-json/, leaf_module;
+deepspeed.utils.set_z3_leaf_modules).
+
+transformers 5 keeps the experts of a layer in one tensor, so its own models need none of this; models with code of their
+own mostly keep a list of modules.
+"""
+
+from deepspeed.utils import get_z3_leaf_modules
+from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
+from torch import nn
+from transformers import PreTrainedModel
+
+LEAST_EXPERTS = 2
+
+
+def mark_expert_blocks(model: PreTrainedModel) -> None:
+    """Make each block of a model that chooses among a list of experts a leaf of ZeRO-3.
+
+    A leaf's gradients are reduced when that of its input is known. Where the embedding is frozen the input may need
+    none, and DeepSpeed would reduce before they are there: then the embedding's output is made to need one.
+    """
+    blocks = expert_blocks(model)
+    for block in blocks:
+        set_z3_leaf_module(block, True)
+    if blocks and not all(parameter.requires_grad for parameter in model.get_input_embeddings().parameters()):
+        model.enable_input_require_grads()
+
+
+def expert_blocks(model: nn.Module) -> list[nn.Module]:
+    """The modules that choose among a list of experts."""
+    return [module for module in model.modules() if _chooses_among_modules(module)]
+
+
+def leaf_class_names(model: nn.Module) -> list[str]:
+    """Names of the classes of a model's leaf modules, by this module's doing, by the JSON's or by DeepSpeed's own."""
+    return sorted({type(module).__name__ for module in get_z3_leaf_modules(model)})
+
+
+def _chooses_among_modules(module: nn.Module) -> bool:
+    """True for a block with a list of experts: one of that name, or any list of equals beside a router."""
+    children = dict(module.named_children())
+    lists = {name: child for name, child in children.items() if isinstance(child, nn.ModuleList | nn.ModuleDict)}
+    has_router = any(map(_is_router, children.keys() - lists.keys()))
+    return any(
+        len(child) >= LEAST_EXPERTS and ("expert" in name.lower() or (has_router and _are_equals(child)))
+        for name, child in lists.items()
+    )
+
+
+def _is_router(name: str) -> bool:
+    """By the names that published models use; a gate_proj is a part of an ordinary block."""
+    return name == "gate" or name.endswith("_gate") or "router" in name or "gating" in name
+
+
+def _are_equals(modules: nn.ModuleList | nn.ModuleDict) -> bool:
+    return len({type(module) for module in modules.children()}) == 1

@@ -1,0 +1,44 @@
+"""The dtypes that DeepSpeed really uses, read from what it built."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from torch import nn
+
+from ds_recipes.config.engine_settings import Precision
+
+
+def real_precision(deepspeed_engine: Any, model: nn.Module) -> Precision:
+    """Read them from the built engine."""
+    zero = deepspeed_engine.optimizer
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    is_bf16 = isinstance(zero, BF16_Optimizer)
+    master = torch.float32 if is_bf16 else zero.master_weights_and_grads_dtype
+    return Precision(
+        parameters=name(trained[0].dtype),
+        master=name(master),
+        moments=name(_moments(zero.optimizer.state, master)),
+        gradient_accumulation=name(zero.grad_acc_dtype if is_bf16 else zero.gradient_accumulation_dtype),
+        reduction=name(_reduction(deepspeed_engine)),
+        autocast=name(deepspeed_engine.torch_autocast_dtype()) if deepspeed_engine.torch_autocast_enabled() else None,
+    )
+
+
+def _moments(state: Mapping[Any, Mapping[str, Any]], master: torch.dtype) -> torch.dtype:
+    kept = [values["exp_avg"].dtype for values in state.values() if "exp_avg" in values]
+    dtype: torch.dtype = kept[0] if kept else master
+    return dtype
+
+
+def _reduction(deepspeed_engine: Any) -> torch.dtype:
+    """The dtype of the buckets that are reduced; under autocast parameters may have their own, the narrowest tells most."""
+    default: torch.dtype = deepspeed_engine.communication_data_type
+    buckets: Iterable[torch.dtype] = getattr(deepspeed_engine.optimizer, "ipg_buckets", (default,))
+    return min(buckets, key=lambda dtype: dtype.itemsize)
+
+
+def name(dtype: torch.dtype) -> str:
+    """torch's name without the module."""
+    return str(dtype).removeprefix("torch.")
