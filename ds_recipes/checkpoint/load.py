@@ -150,7 +150,13 @@ class CheckpointReader:
         return kind in self._manifest.kinds
 
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
-        """Copy elements [start, start + out.numel()) of the flattened parameter into `out`, converting its dtype."""
+        """Copy elements [start, start + out.numel()) of the flattened parameter into `out`, converting its dtype.
+
+        The moments of a parameter that was frozen are zeros: it has not been trained yet.
+        """
+        if kind != "fp32" and name in self._manifest.frozen:
+            out.zero_()
+            return
         end = start + out.numel()
         for part in self._manifest.parameters[name].cover:
             first, last = max(start, part.start), min(end, part.start + part.length)

@@ -1,7 +1,8 @@
 """The manifest: what a checkpoint consists of. It is written last, and carries its own hash.
 
 Every parameter lists its cover: (file, start, length) ranges of the flattened tensor, in ascending order and without
-gaps. The same cover holds for each kind that was saved: `fp32` (master weights), `exp_avg` and `exp_avg_sq`.
+gaps. The same cover holds for each kind that was saved: `fp32` (master weights), `exp_avg` and `exp_avg_sq`; a frozen
+parameter has its weights only.
 """
 
 import json
@@ -43,7 +44,8 @@ class Manifest:
     """A checkpoint's table of contents.
 
     `files` holds every file but the manifest itself; `tied` maps further names of a shared parameter to its own;
-    `engine` is what the engine said of its precision and sharding.
+    `engine` is what the engine said of its precision and sharding; `frozen` names the parameters without moments where
+    others have them.
     """
 
     step: int
@@ -53,6 +55,7 @@ class Manifest:
     parameters: Mapping[str, Parameter]
     tied: Mapping[str, str]
     engine: Mapping[str, Any]
+    frozen: tuple[str, ...] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: parameter.shape for name, parameter in self.parameters.items()}
@@ -73,6 +76,7 @@ class Manifest:
             },
             "tied": dict(self.tied),
             "engine": dict(self.engine),
+            "frozen": list(self.frozen),
         }
         head = {"format": FORMAT, "version": VERSION, "xxh3_128": hash_bytes(_canonical(content))}
         return (json.dumps(head | content, separators=(",", ":")) + "\n").encode()
@@ -127,6 +131,7 @@ def _parse(content: dict[str, Any], path: Path) -> Manifest:
         parameters=parameters,
         tied=content["tied"],
         engine=content["engine"],
+        frozen=tuple(content.get("frozen", ())),
     )
 
 

@@ -26,13 +26,23 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class _Written:
+    """One range that a rank wrote: of which parameter, its full shape, and the kinds."""
+
+    parameter: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _RankFile:
-    """What one rank wrote: its file, the kinds in it, and the ranges with their parameters' shapes."""
+    """What one rank wrote."""
 
     name: str
     record: FileRecord
-    kinds: tuple[str, ...]
-    ranges: tuple[tuple[str, tuple[int, ...], int, int], ...]  # parameter, full shape, start, length
+    ranges: tuple[_Written, ...]
 
 
 def checkpoint_name(step: int) -> str:
@@ -112,23 +122,23 @@ def _naming_os_errors(path: Path, fn: Callable[[], T]) -> T:
 def _write_rank(partial: Path, world: World, engine: Engine, save_optimizer: bool) -> _RankFile:
     """Write this rank's ranges, one tensor a range and kind, streaming."""
     name = f"rank-{world.rank:05d}-of-{world.size:05d}.safetensors"
-    shards = [shard for shard in engine.shards() if shard.length]
-    kinds = tuple(kind for kind in KINDS[: 3 if save_optimizer else 1] if all(_has(shard, kind) for shard in shards))
-    layout = {f"{kind}/{shard.name}": (torch.float32, (shard.length,)) for shard in shards for kind in kinds}
-    ranges = tuple((shard.name, shard.shape, shard.start, shard.length) for shard in shards)
-    del shards  # their tensors are valid one at a time only
+    wanted = KINDS if save_optimizer else KINDS[:1]
+    ranges = tuple(_written(shard, wanted) for shard in engine.shards() if shard.length)
+    layout = {f"{kind}/{one.parameter}": (torch.float32, (one.length,)) for one in ranges for kind in one.kinds}
 
     def pieces() -> Iterator[bytes | memoryview]:
         yield header_bytes(layout, {"format": "pt"})
         for shard in engine.shards():
-            for kind in kinds if shard.length else ():
+            for kind in _written(shard, wanted).kinds if shard.length else ():
                 yield from tensor_bytes(getattr(shard, kind))
 
-    return _RankFile(name, write_file(partial / name, pieces()), kinds, ranges)
+    return _RankFile(name, write_file(partial / name, pieces()), ranges)
 
 
-def _has(shard: Shard, kind: str) -> bool:
-    return getattr(shard, kind) is not None
+def _written(shard: Shard, wanted: Sequence[str]) -> _Written:
+    """A frozen parameter has no moments."""
+    kinds = tuple(kind for kind in wanted if getattr(shard, kind) is not None)
+    return _Written(shard.name, shard.shape, shard.start, shard.length, kinds)
 
 
 def _write_small_files(
@@ -154,18 +164,22 @@ def _manifest(
 ) -> Manifest:
     shapes: dict[str, tuple[int, ...]] = {}
     covers: dict[str, list[Range]] = {}
+    kinds_of: dict[str, set[str]] = {}
     for rank_file in written:
-        for name, shape, start, length in rank_file.ranges:
-            shapes[name] = shape
-            covers.setdefault(name, []).append(Range(rank_file.name, start, length))
+        for one in rank_file.ranges:
+            shapes[one.parameter] = one.shape
+            covers.setdefault(one.parameter, []).append(Range(rank_file.name, one.start, one.length))
+            kinds_of[one.parameter] = kinds_of.get(one.parameter, set(KINDS)) & set(one.kinds)
     parameters = {
         name: Parameter(shape, tuple(sorted(covers[name], key=lambda part: part.start)))
         for name, shape in shapes.items()
     }
     check_cover(parameters, records, "this checkpoint")
-    # A rank without a range of its own knows no kinds.
-    kinds = tuple(kind for kind in KINDS if all(kind in file.kinds for file in written if file.ranges))
-    return Manifest(step, engine.optimizer_step, kinds, dict(records), parameters, dict(tied), engine.describe())
+    kinds = tuple(kind for kind in KINDS if any(kind in mine for mine in kinds_of.values()))
+    frozen = tuple(name for name, mine in kinds_of.items() if len(mine) < len(kinds))
+    return Manifest(
+        step, engine.optimizer_step, kinds, dict(records), parameters, dict(tied), engine.describe(), frozen
+    )
 
 
 def _verify(final: Path, own: _RankFile) -> None:

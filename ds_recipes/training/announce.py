@@ -1,5 +1,12 @@
 """What a run says before its first step: what was read, how it is laid out, in which precision, one decoded row."""
 
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
 from ds_recipes.checkpoint.load import Found
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
@@ -7,12 +14,15 @@ from ds_recipes.engine.base import Engine
 from ds_recipes.training.inputs import Inputs
 from ds_recipes.training.launch import Launch
 from ds_recipes.training.state import TrainingState
+from ds_recipes.training.trackers.console import is_terminal
 
 
 def announce_inputs(config: Config, launch: Launch, plan: Plan, inputs: Inputs) -> None:
     """The data, the layout of a step, and one row as the model will see it."""
     for note in config.ds.notes if config.ds else ():
         launch.say(f"note: {note}")
+    for warning in config.ds.warnings if config.ds else ():
+        launch.say(f"warning: {warning}")
     for line in inputs.data.corpus.describe():
         launch.say(f"training data: {line}")
     for line in inputs.data.validation.describe() if inputs.data.validation else ():
@@ -28,7 +38,21 @@ def announce_inputs(config: Config, launch: Launch, plan: Plan, inputs: Inputs) 
 
 def announce_engine(launch: Launch, engine: Engine, plan: Plan, state: TrainingState, found: Found | None) -> None:
     """How the model is sharded and in which precision, and where the run begins."""
-    for key, value in engine.describe().items():
-        launch.say(f"  {key.replace('_', ' ')}: {value}")
+    if launch.world.rank == 0:
+        show_table(engine.describe(), sys.stdout)
     if found is not None:
         launch.say(f"continuing from {found.path} (step {state.step} of {plan.total_steps})")
+
+
+def show_table(description: Mapping[str, Any], stream: TextIO) -> None:
+    """Print what an engine says of its precision and sharding: a table on a terminal, else one plain line an entry."""
+    rows = [(key.replace("_", " "), str(value)) for key, value in description.items() if value is not None]
+    if is_terminal(stream):
+        table = Table(title="Precision and sharding", show_header=False)
+        for row in rows:
+            table.add_row(*row)
+        Console(file=stream).print(table, markup=False)
+        return
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(["precision and sharding:", *(f"  {name:<{width}}  {value}" for name, value in rows)]), file=stream)
+    stream.flush()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
 from ds_recipes.data.packing import PACKING_VERSION
@@ -29,7 +30,7 @@ def identity_of(config: Config, plan: Plan, read: Reading) -> dict[str, str]:
         "context_size": str(data.context_size),
         "seed": str(config.run.seed),
         "global_batch_size": str(plan.global_rows),
-        "precision": config.run.precision,
+        "precision": f"{config.run.precision}: {engine_settings(config).precision}",
         "optimizer": config.optimizer.optimizer_type,
     }
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_recipes.config.schema import Config
+from ds_recipes.engine.create import start_world
 from ds_recipes.training.run_record import RunRecord
 from ds_recipes.training.trackers.group import check_trackers
-from ds_recipes.world.group import World, start
+from ds_recipes.world.group import World
 from ds_recipes.world.resolve import Place
 
 
@@ -39,7 +40,7 @@ class Launch:
 def open_launch(config: Config, place: Place, started: float) -> Iterator[Launch]:
     """Let the ranks meet and record the launch in run.json; a launch that fails is recorded as failed, with the reason."""
     check_trackers(config)
-    world = start(place, config.run.start_timeout_seconds)
+    world = start_world(place, config)
     assert config.checkpoint.save_checkpoint_path is not None
     folder = Path(config.checkpoint.save_checkpoint_path)
     hosts = list(dict.fromkeys(world.gather(os.uname().nodename)))

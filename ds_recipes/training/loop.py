@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.base import StepResult
 from ds_recipes.errors import TrainingError
@@ -37,9 +38,9 @@ def _train(run: Run) -> int:
         run.meter.data_ready()
         totals, stop_reason = agree(run, group, state)
         losses = [run.engine.backward(batch, scale=1 / totals.target_tokens) for batch in group]
-        lr = lr_at(state.step, run.plan)
+        lr = lr_at(state.schedule_step, run.plan)
         result = run.engine.update(lr)
-        state = state.after(totals, result.applied, run.stream.position, run.stream.data_hash)
+        state = state.after(totals, result, run.stream.position, run.stream.data_hash)
         run.meter.end_step(totals.tokens)
         last = state.step == run.total_steps or stop_reason is not None
         report_skipped(run, state, result)
@@ -85,19 +86,31 @@ def report_skipped(run: Run, state: TrainingState, result: StepResult) -> None:
     """Say that a step was skipped; end the run when too many follow each other. The verdict is the same on all ranks.
 
     Raises:
-        TrainingError: `SKIPPED_STEPS_LIMIT` steps in a row were skipped.
+        TrainingError: `SKIPPED_STEPS_LIMIT` steps in a row were skipped, or more while the loss scale could still fall.
     """
     if result.applied:
         return
-    run.trackers.event(
-        "skipped_step", step=state.step, grad_norm=str(result.grad_norm), in_a_row=state.skipped_in_a_row
-    )
-    if state.skipped_in_a_row >= SKIPPED_STEPS_LIMIT:
-        raise TrainingError(
-            f"{SKIPPED_STEPS_LIMIT} steps in a row had a gradient that is not finite (the last is step {state.step}). "
-            f"The weights are those of step {state.step - state.skipped_in_a_row}. {run.last_saved_line()} "
-            "Lower the learning rate, or look at the data from there on."
+    if result.overflowed:
+        run.trackers.event("overflow", step=state.step, loss_scale=result.loss_scale, in_a_row=state.skipped_in_a_row)
+    else:
+        run.trackers.event(
+            "skipped_step", step=state.step, grad_norm=str(result.grad_norm), in_a_row=state.skipped_in_a_row
         )
+    if state.skipped_in_a_row >= SKIPPED_STEPS_LIMIT and not scale_may_fall(run, result):
+        scale = f" at a loss scale of {result.loss_scale:g}" if result.loss_scale is not None else ""
+        raise TrainingError(
+            f"{state.skipped_in_a_row} steps in a row had a gradient that is not finite{scale} (the last is step "
+            f"{state.step}). The weights are those of step {state.step - state.skipped_in_a_row}. "
+            f"{run.last_saved_line()} Lower the learning rate, or look at the data from there on."
+        )
+
+
+def scale_may_fall(run: Run, result: StepResult) -> bool:
+    """True while dynamic loss scaling, which halves the scale, has not come to its least."""
+    scaling = engine_settings(run.config).loss_scaling
+    if scaling is None or scaling.static is not None or result.loss_scale is None:
+        return False
+    return result.loss_scale > scaling.least
 
 
 def log_step(
@@ -112,10 +125,12 @@ def log_step(
         "perplexity": perplexity(loss),
         "lr": lr,
         "grad_norm": result.grad_norm,
+        **({} if result.loss_scale is None else {"loss_scale": result.loss_scale}),
         "tokens": state.tokens,
         "target_tokens": state.target_tokens,
         "samples": state.samples,
         **run.meter.read(),
+        **run.engine.measured(),
         "epoch": run.stream.epoch,
         **run.source_metrics(state),
         "data_hash": state.data_hash,

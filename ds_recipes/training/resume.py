@@ -107,6 +107,7 @@ def load_start(config: Config, engine: Engine, start: RangeReader, found: Found 
     if found is None:
         derive_rng(config.run.seed, 0, world.rank)
         return TrainingState()
+    engine.load_scaler_state(found.state.get("scaler", {}))
     state = TrainingState.from_json(found.state)
     saved = found.state["rng"]
     if len(saved) == world.size:

@@ -119,6 +119,7 @@ class Run:
             state={
                 **state.to_json(),
                 "identity": self.identity,
+                "scaler": self.engine.scaler_state(),
                 "seed": self.config.run.seed,
                 "data_files": self.corpus.files,
                 "skip_samples": self.stream.skips.ranges,

@@ -71,7 +71,7 @@ class RunRecord:
         self._entry["last_step"] = step
 
     def write_ds_config(self, effective: Mapping[str, Any]) -> None:
-        """Write the dictionary that DeepSpeed was given to `ds_config.json`."""
+        """Write the effective JSON, nothing left open in it, to `ds_config.json`."""
         replace_text(self._folder / "ds_config.json", json.dumps(effective, indent=2) + "\n")
 
     def finish(self, state: str, reason: str) -> None:

@@ -5,13 +5,14 @@ import os
 import torch
 
 from ds_recipes.checkpoint.load import Found
-from ds_recipes.config.ds_config import effective_ds_config
+from ds_recipes.config.ds.effective import effective_ds_config
 from ds_recipes.config.plan import Plan, make_plan
 from ds_recipes.config.schema import Config
 from ds_recipes.data.skips import Skips
 from ds_recipes.data.stream import Stream
 from ds_recipes.engine.base import Engine
-from ds_recipes.engine.create import check_isolation, check_loss_head, create_engine
+from ds_recipes.engine.checks import check_isolation, check_loss_head
+from ds_recipes.engine.create import check_device, create_engine
 from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.flops import count_flops
 from ds_recipes.models.skeleton import parameter_shapes, tied_names
@@ -35,6 +36,7 @@ def prepare(config: Config, launch: Launch) -> Run | None:
         ConfigError, InputError, CheckpointError: on every rank, and before the model is built wherever that is possible.
     """
     world = launch.world
+    world.check("device", lambda: check_device(config, world.device))
     _set_determinism(config)
     inputs = read_inputs(config, world, launch.say)
     found = find_start(config, launch.folder, world)

@@ -19,6 +19,8 @@ COVERED = {
     "python train.py --config examples/tiny_alpaca.yaml --print_config": "test_commands_that_only_print",
     "python tools/inspect_data.py --config examples/tiny_alpaca.yaml": "test_tools_that_look_at_data",
     "python tools/index_jsonl.py --strict --json embedded/text.jsonl": "test_tools_that_look_at_data",
+    "python tools/lint_ds_config.py ds_configs/zero3.json --engine fsdp --world 64": "test_tools_that_look_at_a_json",
+    "python tools/lint_ds_config.py --explain overlap_comm": "test_tools_that_look_at_a_json",
     "python tools/convert_to_hf.py --ckpt runs/tiny_alpaca/iter_0000060 --out runs/tiny_alpaca/hf": "the quickstart",
     'python tools/generate.py runs/tiny_alpaca/hf --prompt "def main("': "the quickstart",
 }
@@ -28,6 +30,7 @@ TOO_LARGE = "deepspeed --num_gpus 8 train.py --model_name meta-llama/Llama-2-7b-
 ON_A_CLUSTER = (
     "deepspeed --hostfile hostfile train.py --config run.yaml --expected_world_size 16",
     "mpirun -np 16 -hostfile hostfile python train.py --use_mpi --config run.yaml",
+    "mpirun -np 8 python tools/compare_engines.py --use_mpi --config run.yaml --steps 50",
     "torchrun --nproc_per_node 8 train.py --config run.yaml",
     "srun -n 16 --kill-on-bad-exit=1 python train.py --config run.yaml",
 )
@@ -53,7 +56,8 @@ def test_settings_of_the_commands_for_a_cluster_are_valid(tmp_path: Path, monkey
     run_file = tmp_path / "run.yaml"
     run_file.write_text((ROOT / "examples" / "tiny_alpaca.yaml").read_text())
     for command in ON_A_CLUSTER:
-        flags = shlex.split(command.partition("train.py")[2].replace("run.yaml", str(run_file)))
+        flags = shlex.split(re.sub(r".*(train|compare_engines)\.py|--steps 50", "", command))
+        flags = [str(run_file) if flag == "run.yaml" else flag for flag in flags]
         assert load_config(flags, env={}).data.dataset == "alpaca"
 
 
@@ -81,6 +85,15 @@ def test_tools_that_look_at_data(command: str) -> None:
     ended = run(shlex.split(command))
     assert ended.status == 0, ended.output
     assert "embedded/" in ended.output and ("documents" in ended.output or "0 faults" in ended.output), ended.output
+
+
+@pytest.mark.parametrize(
+    "command", [name for name, test in COVERED.items() if test == "test_tools_that_look_at_a_json"]
+)
+def test_tools_that_look_at_a_json(command: str) -> None:
+    ended = run(shlex.split(command))
+    assert ended.status == 0, ended.output
+    assert "no errors" in ended.output or "overlap_comm" in ended.output, ended.output
 
 
 def settings(printed: str) -> list[str]:

@@ -16,7 +16,8 @@ from ds_recipes.config.plan import make_plan
 from ds_recipes.data.batch import one_document
 from ds_recipes.data.tokenizer import add_tokens, check_special_ids, rows_for
 from ds_recipes.engine.base import Engine
-from ds_recipes.engine.create import check_isolation, check_loss_head, create_engine
+from ds_recipes.engine.checks import check_isolation, check_loss_head
+from ds_recipes.engine.create import create_engine
 from ds_recipes.models.flops import count_flops
 from ds_recipes.models.load import ModelSource
 from ds_recipes.models.skeleton import tied_names

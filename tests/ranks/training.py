@@ -26,9 +26,16 @@ class Ended:
 
 
 def start_training(
-    ranks: int, argv: Sequence[str], outputs: Path, env: Mapping[str, str] | None = None
+    ranks: int,
+    argv: Sequence[str],
+    outputs: Path,
+    env: Mapping[str, str] | None = None,
+    program: Callable[[Sequence[str]], int] | None = None,
 ) -> list[ForkServerProcess]:
-    """Start `train.py argv` on so many ranks, with the variables that a launcher would set."""
+    """Start `train.py argv` on so many ranks, with the variables that a launcher would set.
+
+    `program` is called in each rank instead of train.py.
+    """
     outputs.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -36,7 +43,7 @@ def start_training(
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         fork_rank(
-            _train,
+            program or train_py,
             (tuple(argv),),
             outputs / f"rank{rank}.txt",
             address
@@ -54,9 +61,10 @@ def train(
     timeout: float = 120,
     meanwhile: Callable[[list[ForkServerProcess]], Any] | None = None,
     env: Mapping[str, str] | None = None,
+    program: Callable[[Sequence[str]], int] | None = None,
 ) -> Ended:
     """Run it to its end. `meanwhile` is called with the ranks' processes once they have started."""
-    processes = start_training(ranks, argv, outputs, env)
+    processes = start_training(ranks, argv, outputs, env, program)
     if meanwhile is not None:
         meanwhile(processes)
     wait_for(processes, timeout)
@@ -67,7 +75,8 @@ def train(
     return Ended(tuple(process.exitcode for process in processes), tuple(texts))
 
 
-def _train(argv: Sequence[str]) -> int:
+def train_py(argv: Sequence[str]) -> int:
+    """What one rank does."""
     import train as entry
     from ds_recipes.world.failure import run_guarded
 

@@ -10,6 +10,7 @@ METRIC_NAMES = (
     "perplexity",
     "lr",
     "grad_norm",  # before clipping
+    "loss_scale",  # of the step, in fp16 only
     "tokens",  # cumulative, all ranks, without padding
     "target_tokens",  # cumulative, all ranks
     "samples",  # documents, cumulative, all ranks
@@ -35,6 +36,7 @@ PANELS = {
     "samples": "training/samples",
     "lr": "optimizer/lr",
     "grad_norm": "optimizer/grad_norm",
+    "loss_scale": "optimizer/loss_scale",
     "tokens_per_sec": "stats/tokens_per_sec",
     "tokens_per_sec_per_rank": "stats/tokens_per_sec_per_gpu",
     "mfu": "stats/mfu",

@@ -28,6 +28,11 @@ MPIRUN = "OMPI_COMM_WORLD_SIZE"
 """Set below Open MPI's mpirun, which gives rank 0 a pseudo-terminal even where its own output goes to a file."""
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """True where someone looks at the stream as it comes, so that bars and tables may be drawn."""
+    return stream.isatty() and MPIRUN not in os.environ
+
+
 class Console(Tracker):
     """Shows steps, evaluations and events of a run of `total_steps` steps that begins after `first_step` of them."""
 
@@ -43,7 +48,7 @@ class Console(Tracker):
         self._started = clock()
         self._silent = False
         self._bar: Progress | None = None
-        if stream.isatty() and MPIRUN not in os.environ:
+        if is_terminal(stream):
             numbers = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
             columns = (MofNCompleteColumn(), BarColumn(bar_width=12), TimeRemainingColumn(), numbers)
             self._bar = Progress(*columns, console=RichConsole(file=stream), refresh_per_second=2, expand=True)

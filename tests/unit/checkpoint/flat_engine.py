@@ -1,6 +1,6 @@
 """The least that can be saved: tensors by name, this rank's even share of each, Adam's moments made up from them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,17 @@ class FlatEngine:
 
     optimizer_step = 7
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], with_moments: bool = True) -> None:
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], with_moments: bool = True, frozen: Sequence[str] = ()
+    ) -> None:
         self.tensors = dict(tensors)
         self.with_moments = with_moments
+        self.frozen = frozen
 
     def shards(self) -> Iterator[Shard]:
         for name, tensor in self.tensors.items():
             flat = tensor.reshape(-1).float()
-            moments = (flat * 0.1, flat.square()) if self.with_moments else (None, None)
+            moments = (flat * 0.1, flat.square()) if self.with_moments and name not in self.frozen else (None, None)
             yield Shard(name, tuple(tensor.shape), 0, flat.numel(), flat, *moments)
 
     def describe(self) -> dict[str, Any]:

@@ -60,6 +60,16 @@ def test_without_optimizer_or_without_moments_only_weights_are_there(tmp_path: P
     assert not CheckpointReader(sgd, read_manifest(sgd)).has("exp_avg")
 
 
+def test_a_frozen_parameter_has_weights_only_and_takes_no_others_moments(tmp_path: Path) -> None:
+    path = save(tmp_path, 3, FlatEngine(some_tensors(3), frozen=["layer.weight"]))
+    manifest = read_manifest(path)
+    assert manifest.kinds == ("fp32", "exp_avg", "exp_avg_sq") and manifest.frozen == ("layer.weight",)
+    assert equal(read_all(path), some_tensors(3))
+    moments = {name: tensor.square() for name, tensor in some_tensors(3).items()}
+    assert equal(read_all(path, "exp_avg_sq"), moments | {"layer.weight": torch.zeros(3, 5)})
+    assert "exp_avg/layer.weight" not in load_file(path / "rank-00000-of-00001.safetensors")
+
+
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_slice_of_any_cover_is_the_slice_of_the_whole(tmp_path_factory, data) -> None:

@@ -1,5 +1,6 @@
 """What must stay the same is what may be allowed to change, key by key."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,10 @@ from tests.house.tree import ROOT
 
 OF_THE_CHECKPOINT = {"optimizer"}
 """Also allows a checkpoint that was saved without the optimizer's state."""
+
+
+REST = "master float32, moments float32, gradient accumulation float32, reduction float32"
+IN_FP32, IN_BF16 = f"fp32: parameters float32, {REST}", f"bf16: parameters bfloat16, {REST}"
 
 
 def identity(monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, str]:
@@ -39,16 +44,38 @@ def test_all_differences_are_refused_at_once_and_allowed_ones_are_told(monkeypat
     now = identity(monkeypatch, "--seed", "7", "--precision", "bf16", "--global_batch_size", "24")
     with pytest.raises(CheckpointError) as refused:
         refuse_changes(saved, now, ["seed"], "runs/x/iter_0000001")
-    assert "precision: the checkpoint has fp32, this run has bf16" in str(refused.value)
+    assert f"precision: the checkpoint has {IN_FP32}, this run has {IN_BF16}\n" in str(refused.value)
     assert "global_batch_size: the checkpoint has 12, this run has 24" in str(refused.value)
     assert "seed" not in str(refused.value)
     allowed = refuse_changes(saved, now, ["seed", "precision", "global_batch_size"], "x")
     assert sorted(allowed) == [
         "global_batch_size changed from 12 to 24",
-        "precision changed from fp32 to bf16",
+        f"precision changed from {IN_FP32} to {IN_BF16}",
         "seed changed from 42 to 7",
     ]
     assert refuse_changes(saved, saved, [], "x") == []
+
+
+def test_every_dtype_counts_and_engine_stage_and_offload_do_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def with_json(tree: dict[str, Any], *flags: str) -> str:
+        path = tmp_path / "ds.json"
+        path.write_text(json.dumps({"zero_optimization": {"stage": 3}} | tree))
+        return identity(monkeypatch, "--ds_config", str(path), "--precision", "bf16", *flags)["precision"]
+
+    base = with_json({})
+    changed = [
+        with_json({"communication_data_type": "bf16"}),
+        with_json({"data_types": {"grad_accum_dtype": "bf16"}}),
+    ]
+    assert len({base, *changed}) == 3
+    free = [
+        with_json({}, "--engine", "fsdp"),
+        with_json({"zero_optimization": {"stage": 2}}),
+        with_json({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}),
+    ]
+    assert set(free) == {base}
 
 
 def test_changed_files_are_named_with_both_fingerprints_and_moved_ones_are_not() -> None:
