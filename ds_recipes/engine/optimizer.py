@@ -1,12 +1,16 @@
 """The optimizer of every engine: torch's own, so that no engine has another one's mathematics."""
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ds_recipes.config.schema import OptimizerConfig
+from ds_recipes.ranges import RangeReader
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""The kinds of a checkpoint that hold an optimizer's state. SGD's momentum is kept as exp_avg."""
 
 
 class Named(Protocol):
@@ -36,3 +40,29 @@ def make_optimizer(
     return torch.optim.AdamW(
         groups, lr=0.0, betas=(settings.adam_beta1, settings.adam_beta2), eps=settings.adam_eps, fused=True
     )
+
+
+def create_state(optimizer: torch.optim.Optimizer, master: torch.Tensor) -> None:
+    """Make a parameter's state now: torch makes it at the first step, and a continued run is filled before that."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.state[master] = {
+            "step": torch.zeros((), dtype=torch.float32, device=master.device),
+            **{kind: torch.zeros_like(master, requires_grad=False) for kind in MOMENTS},
+        }
+    elif optimizer.defaults["momentum"]:
+        optimizer.state[master] = {"momentum_buffer": torch.zeros_like(master, requires_grad=False)}
+
+
+def moment_of(state: Mapping[str, Any], kind: str) -> torch.Tensor | None:
+    """The tensor that a checkpoint keeps as `kind`, out of a parameter's state; None without one."""
+    is_momentum = kind == "exp_avg" and "momentum_buffer" in state
+    moment: torch.Tensor | None = state.get("momentum_buffer" if is_momentum else kind)
+    return moment
+
+
+def moments_in(reader: RangeReader, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """The kinds of this optimizer's state that a reader has; none where it holds another optimizer's."""
+    is_adam = isinstance(optimizer, torch.optim.AdamW)
+    if not reader.has("exp_avg") or reader.has("exp_avg_sq") != is_adam:
+        return ()
+    return MOMENTS if is_adam else MOMENTS[:1]

@@ -62,7 +62,8 @@ def check_continues(
     lines = refuse_changes(
         found.state["identity"], identity, allowed, str(found.path), found.state.get("data_files", ()), files
     )
-    if "exp_avg" not in found.manifest.kinds and config.optimizer.optimizer_type == "adamw":
+    has_moments = config.optimizer.optimizer_type == "adamw" or config.optimizer.sgd_momentum > 0
+    if "exp_avg" not in found.manifest.kinds and has_moments:
         if "optimizer" not in allowed:
             raise CheckpointError(
                 f"{found.path}: was saved without the optimizer's state, so training would not continue but start with "

@@ -15,9 +15,8 @@ from torch.distributed.tensor import DTensor
 
 from ds_recipes.engine.base import Shard
 from ds_recipes.engine.fsdp2.build import REPLICAS, SHARDS
+from ds_recipes.engine.optimizer import MOMENTS, create_state, moment_of, moments_in
 from ds_recipes.ranges import RangeReader
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,8 @@ class LocalState:
     def moments_dtype(self) -> torch.dtype:
         """The master's where there are none."""
         states = [] if self._optimizer is None else list(self._optimizer.state.values())
-        kept = [state["exp_avg"].dtype for state in states if "exp_avg" in state]
-        dtype: torch.dtype = kept[0] if kept else self.master_dtype
-        return dtype
+        moments = [moment_of(state, "exp_avg") for state in states]
+        return next((moment.dtype for moment in moments if moment is not None), self.master_dtype)
 
     @property
     def replicas(self) -> int:
@@ -94,12 +92,8 @@ class LocalState:
     def adopt(self, optimizer: torch.optim.Optimizer) -> None:
         """Make the moments now: torch makes them at the first step, and a resumed run is filled before it."""
         self._optimizer = optimizer
-        if isinstance(optimizer, torch.optim.AdamW):
-            for parameter in self._trained().values():
-                optimizer.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                    **{kind: torch.zeros_like(parameter, requires_grad=False) for kind in MOMENTS},
-                }
+        for parameter in self._trained().values():
+            create_state(optimizer, parameter)
 
     def take_gradients(self) -> list[torch.Tensor]:
         """Hand the sharded gradients to the optimizer's parameters, and return them."""
@@ -137,14 +131,16 @@ class LocalState:
 
     def load(self, reader: RangeReader) -> None:
         """Fill the whole shard from `reader`, on every replica."""
+        assert self._optimizer is not None
+        kinds = moments_in(reader, self._optimizer)
         with torch.no_grad():
             for place in self._places:
                 reader.read_into("fp32", place.name, place.start, self._local[place.name].view(-1))
-                for kind in MOMENTS:
+                for kind in kinds:
                     moment = self._moment(kind, place.name)
-                    if moment is not None and reader.has(kind):
+                    if moment is not None:
                         reader.read_into(kind, place.name, place.start, moment.view(-1))
-        if reader.has("exp_avg") and self._optimizer is not None:
+        if kinds:
             for state in self._optimizer.state.values():
                 if "step" in state:
                     state["step"].fill_(reader.optimizer_step)
@@ -152,5 +148,4 @@ class LocalState:
     def _moment(self, kind: str, name: str) -> torch.Tensor | None:
         if self._optimizer is None:
             return None
-        moment: torch.Tensor | None = self._optimizer.state.get(self._local[name], {}).get(kind)
-        return moment
+        return moment_of(self._optimizer.state.get(self._local[name], {}), kind)

@@ -19,7 +19,7 @@ from ds_recipes.engine.fsdp2.build import check_precision, make_mesh, mixed_prec
 from ds_recipes.engine.fsdp2.local_state import LocalState
 from ds_recipes.engine.inputs import model_inputs
 from ds_recipes.engine.loss_scale import LossScaler
-from ds_recipes.engine.optimizer import make_optimizer
+from ds_recipes.engine.optimizer import make_optimizer, moments_in
 from ds_recipes.models.skeleton import parameter_shapes
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
@@ -155,7 +155,7 @@ class Fsdp2Engine(Engine):
         """Fill this rank's ranges from `reader`; each rank reads only its own."""
         self._free_gathered()
         self._local.load(reader)
-        if reader.has("exp_avg"):
+        if moments_in(reader, self._optimizer):
             self.optimizer_step = reader.optimizer_step
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:

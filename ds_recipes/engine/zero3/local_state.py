@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from ds_recipes.engine.base import Shard
+from ds_recipes.engine.optimizer import create_state, moment_of, moments_in
 from ds_recipes.engine.zero3.frozen_shards import FrozenShards
 from ds_recipes.engine.zero3.nvme import check_written, keep_gradients_in_memory, read_ahead_once, settle
 from ds_recipes.ranges import RangeReader
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class LocalState:
                         shape=place.shape,
                         start=place.start,
                         length=place.length,
-                        fp32=self._flat("fp32", sub_group)[place.offset : place.offset + place.length].float(),
+                        fp32=self._master(place),
                         exp_avg=self._moment("exp_avg", place),
                         exp_avg_sq=self._moment("exp_avg_sq", place),
                     )
@@ -81,24 +80,20 @@ class LocalState:
         self._renew_copies()
 
     def _create_moments(self, sub_group: int) -> None:
-        """torch makes a moment at the first step; a resumed run needs it before."""
         master, optimizer = self._zero.fp32_partitioned_groups_flat[sub_group], self._zero.optimizer
-        if isinstance(optimizer, torch.optim.AdamW) and master not in optimizer.state:
-            optimizer.state[master] = {
-                "step": torch.zeros((), dtype=torch.float32, device=master.device),
-                **{kind: torch.zeros_like(master.detach()) for kind in MOMENTS},
-            }
+        if master not in optimizer.state:
+            create_state(optimizer, master)
 
     def _fill(self, reader: RangeReader, sub_group: int, places: list[_Place]) -> None:
-        state = self._state(sub_group)
+        state, kinds = self._state(sub_group), moments_in(reader, self._zero.optimizer)
         for place in places:
-            for kind in ("fp32", *MOMENTS):
-                if reader.has(kind) and (kind == "fp32" or kind in state):
-                    flat = self._flat(kind, sub_group)
+            for kind in ("fp32", *kinds):
+                flat = self._flat(kind, sub_group)
+                if flat is not None:
                     end = place.offset + place.length
                     reader.read_into(kind, place.name, place.start, flat[place.offset : end])
                     flat[end : place.offset + place.padded].zero_()
-        if reader.has("exp_avg") and "step" in state:
+        if kinds and "step" in state:
             state["step"].fill_(reader.optimizer_step)
 
     def _renew_copies(self) -> None:
@@ -139,16 +134,19 @@ class LocalState:
         )
         return state
 
-    def _flat(self, kind: str, sub_group: int) -> torch.Tensor:
+    def _flat(self, kind: str, sub_group: int) -> torch.Tensor | None:
         if kind == "fp32":
             master: torch.Tensor = self._zero.fp32_partitioned_groups_flat[sub_group]
             return master.detach()
-        return self._state(sub_group)[kind]
+        return moment_of(self._state(sub_group), kind)
+
+    def _master(self, place: _Place) -> torch.Tensor:
+        master: torch.Tensor = self._zero.fp32_partitioned_groups_flat[place.sub_group]
+        return master.detach()[place.offset : place.offset + place.length].float()
 
     def _moment(self, kind: str, place: _Place) -> torch.Tensor | None:
-        if kind not in self._state(place.sub_group):
-            return None
-        return self._flat(kind, place.sub_group)[place.offset : place.offset + place.length].float()
+        flat = self._flat(kind, place.sub_group)
+        return None if flat is None else flat[place.offset : place.offset + place.length].float()
 
 
 def _places(optimizer: Any, names: dict[int, str], rank: int) -> Iterator[_Place]:

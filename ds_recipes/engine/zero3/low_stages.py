@@ -18,11 +18,10 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import nn
 
 from ds_recipes.engine.base import Shard
+from ds_recipes.engine.optimizer import MOMENTS, create_state, moment_of, moments_in
 from ds_recipes.engine.zero3.frozen import Frozen
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,8 @@ class LowStageState:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._pieces = list(_pieces(optimizer, self._masters, names, world.rank))
         self._frozen = Frozen(model, world)
-        if isinstance(optimizer.optimizer, torch.optim.AdamW):
-            self._create_moments()
-
-    def _create_moments(self) -> None:
-        """torch makes a moment at the first step; a resumed run needs it before."""
         for master in self._masters:
-            self._zero.optimizer.state[master] = {
-                "step": torch.zeros((), dtype=torch.float32, device=master.device),
-                **{kind: torch.zeros_like(master.detach()) for kind in MOMENTS},
-            }
+            create_state(optimizer.optimizer, master)
 
     def shards(self) -> Iterator[Shard]:
         """The pieces by group, then the frozen parameters; views where their dtype is float32."""
@@ -74,7 +65,7 @@ class LowStageState:
         self._frozen.gather()
 
     def _read(self, reader: RangeReader) -> None:
-        kinds = [kind for kind in ("fp32", *MOMENTS) if reader.has(kind)]
+        kinds = ["fp32", *moments_in(reader, self._zero.optimizer)]
         for kind in kinds:
             for group in range(len(self._masters)):
                 flat = self._flat(kind, group)
@@ -96,8 +87,7 @@ class LowStageState:
         master = self._masters[group]
         if kind == "fp32":
             return master.detach()
-        moment: torch.Tensor | None = self._zero.optimizer.state.get(master, {}).get(kind)
-        return moment
+        return moment_of(self._zero.optimizer.state.get(master, {}), kind)
 
     def _view(self, kind: str, piece: _Piece) -> torch.Tensor | None:
         flat = self._flat(kind, piece.group)

@@ -15,7 +15,7 @@ from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord, install_checkpointing
 from ds_recipes.engine.base import Engine, Shard, StepResult
 from ds_recipes.engine.inputs import model_inputs
-from ds_recipes.engine.optimizer import make_optimizer
+from ds_recipes.engine.optimizer import make_optimizer, moments_in
 from ds_recipes.engine.zero3 import scaler
 from ds_recipes.engine.zero3.build import place_model, share_offloaded_gradients, start_deepspeed
 from ds_recipes.engine.zero3.experts import give_every_expert_a_gradient
@@ -155,7 +155,7 @@ class ZeroEngine(Engine):
     def load_shards(self, reader: RangeReader) -> None:
         """Fill this rank's ranges from `reader`; each rank reads only its own."""
         self._local.load(reader)
-        if reader.has("exp_avg"):
+        if moments_in(reader, self._zero.optimizer):
             self.optimizer_step = reader.optimizer_step
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
