@@ -56,7 +56,9 @@ def seen(ranks: int) -> dict[str, dict[str, Any]]:
     return dict(zip(cases, found, strict=True))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "ranks", [pytest.param(1, marks=pytest.mark.slow), 2, 3, pytest.param(4, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_the_first_gradient_and_its_norm_are_the_oracles(name, ranks):
     case, report = GRADIENTS[name], seen(ranks)[f"gradient {name}"]

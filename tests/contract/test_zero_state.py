@@ -94,7 +94,7 @@ def frozen_ones(ranks: int) -> dict[str, dict[str, Any]]:
     return dict(zip(FROZEN, found, strict=True))
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("name", FROZEN)
 def test_frozen_parameters_stay_are_saved_and_loaded_and_have_no_moments(name, ranks):
     case, found = FROZEN[name], frozen_ones(ranks)[name]
