@@ -101,6 +101,23 @@ def test_the_precision_of_a_checkpoint_is_told_stored_and_kept(
 
 
 @pytest.mark.parametrize("engine", OTHER)
+def test_a_profile_of_activations_is_in_the_metrics_and_changes_no_loss(
+    nano: Path, whole: dict[str, Path], tmp_path: Path, engine: str
+) -> None:
+    section = {"number_checkpoints": 1, "contiguous_memory_optimization": True, "profile": True}
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(STAGE_3 | {"activation_checkpointing": section}))
+    ended = launch(nano, tmp_path / "run", 2, "--engine", engine, "--ds_config", str(path), steps=2)
+    assert ended.statuses == (0, 0), ended.text
+    assert "blocks kept, in one buffer" in ended.outputs[0]
+    for step, line in metrics(tmp_path / "run").items():
+        assert line["blocks_forward_seconds"] > 0 and line["blocks_recompute_seconds"] > 0
+        assert line["checkpoints_gib"] > 0
+        if step == 1:  # the second step's learning rate depends on the run's length
+            assert line["loss"] == metrics(whole[engine])[step]["loss"]
+
+
+@pytest.mark.parametrize("engine", OTHER)
 def test_fp16_is_refused_on_a_cpu_before_anything_is_read(nano: Path, tmp_path: Path, engine: str) -> None:
     data = tmp_path / "broken.jsonl"
     data.write_text("{")

@@ -20,6 +20,9 @@ METRIC_NAMES = (
     "step_seconds",
     "data_seconds",
     "memory_gib",
+    "blocks_forward_seconds",  # these three with the JSON's activation_checkpointing.profile only, of rank 0
+    "blocks_recompute_seconds",
+    "checkpoints_gib",
     "epoch",
     "data_hash",  # rolling hash of the rows taken so far
 )
@@ -43,6 +46,9 @@ PANELS = {
     "step_seconds": "stats/1_iteration_time",
     "data_seconds": "stats/data_time",
     "memory_gib": "stats/memory_gib",
+    "blocks_forward_seconds": "stats/blocks_forward_time",
+    "blocks_recompute_seconds": "stats/blocks_recompute_time",
+    "checkpoints_gib": "stats/checkpoints_gib",
     "step": "utils/step",
     "epoch": "utils/epoch",
     "eval_loss": "evaluation/val_loss",
