@@ -104,6 +104,7 @@ def continued(world: World, cases: list[tuple[Case, bool]], tmp: str) -> list[di
         again = train_steps(engine, world, case, range(2, 4))
         description = engine.describe()
         engine.close()
+        world.barrier("all ranks have removed their files")
         left = sum(len(names) for _, _, names in os.walk(Path(tmp) / "nvme"))
         reports.append(
             {"whole": whole, "again": again, "evaluated": evaluated, "files": files, "left": left} | description
