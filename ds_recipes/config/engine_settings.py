@@ -7,22 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ds_recipes.config.ds.keys_precision import DTYPE_OF
 from ds_recipes.config.schema import Config
-
-DTYPE_NAMES = {
-    "fp32": "float32",
-    "float32": "float32",
-    "float": "float32",
-    "torch.float32": "float32",
-    "bf16": "bfloat16",
-    "bfloat16": "bfloat16",
-    "torch.bfloat16": "bfloat16",
-    "fp16": "float16",
-    "float16": "float16",
-    "half": "float16",
-    "torch.float16": "float16",
-}
-"""torch's name of a dtype by the names that a JSON may give it."""
 
 
 @dataclass(frozen=True)
@@ -128,19 +114,19 @@ def _place(offload: Mapping[str, Any]) -> str:
 
 def _precision(precision: str, tree: Mapping[str, Any], engine: str) -> Precision:
     """Gradients are added up in the master weights' dtype and summed in float32, unless the JSON says otherwise."""
-    compute = DTYPE_NAMES[precision]
+    compute = DTYPE_OF[precision]
     half = _section(tree, precision) if precision != "fp32" else {}
     master = compute if half.get(f"{precision}_master_weights_and_grads", False) else "float32"
     section = _section(tree, "torch_autocast")
-    autocast = DTYPE_NAMES[str(section.get("dtype", "bfloat16"))] if section.get("enabled", False) else None
-    reduction = DTYPE_NAMES[str(tree.get("communication_data_type") or "fp32").lower()]
+    autocast = DTYPE_OF[str(section.get("dtype", "bfloat16"))] if section.get("enabled", False) else None
+    reduction = DTYPE_OF[str(tree.get("communication_data_type") or "fp32").lower()]
     if autocast and engine == "deepspeed":  # of the safe modules' gradients (deepspeed/runtime/torch_autocast.py)
         reduction = autocast if section.get("lower_precision_safe_modules") else "float32"
     return Precision(
         parameters=compute,
         master=master,
         moments=master if half.get("bf16_optimizer_states", False) else "float32",
-        gradient_accumulation=DTYPE_NAMES[str(_section(tree, "data_types").get("grad_accum_dtype", master))],
+        gradient_accumulation=DTYPE_OF[str(_section(tree, "data_types").get("grad_accum_dtype", master))],
         reduction=reduction,
         autocast=autocast,
     )

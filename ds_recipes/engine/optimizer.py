@@ -66,3 +66,9 @@ def moments_in(reader: RangeReader, optimizer: torch.optim.Optimizer) -> tuple[s
     if not reader.has("exp_avg") or reader.has("exp_avg_sq") != is_adam:
         return ()
     return MOMENTS if is_adam else MOMENTS[:1]
+
+
+def moments_dtype(optimizer: torch.optim.Optimizer, master: torch.dtype) -> torch.dtype:
+    """Of the state that is kept; the master weights' where there is none."""
+    moments = (moment_of(state, "exp_avg") for state in optimizer.state.values())
+    return next((moment.dtype for moment in moments if moment is not None), master)

@@ -5,13 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ds_recipes.config.ds.findings import Findings
-from ds_recipes.config.ds.keys_precision import DTYPES
+from ds_recipes.config.ds.keys_precision import DTYPE_OF, PRECISION
 from ds_recipes.config.ds.keys_zero import NVME
 
 ZERO = "zero_optimization"
 OFFLOAD = ("offload_optimizer", "offload_param")
-PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-BY_NAME = {name: dtype for dtype, names in DTYPES.items() for name in names}
 BF16_MASTER, BF16_STATES = "bf16.bf16_master_weights_and_grads", "bf16.bf16_optimizer_states"
 CPU_ADAM = "needs DeepSpeed's own CPU Adam, and torch's AdamW steps here"
 
@@ -83,7 +81,7 @@ def _low_precision_problems(tree: Mapping[str, Any], zero: Mapping[str, Any]) ->
     if bf16.get("bf16_master_weights_and_grads") and not bf16.get("bf16_optimizer_states") and not offloads:
         yield f"{BF16_MASTER} needs bf16_optimizer_states too, unless the optimizer is offloaded: write both"
     enabled = [name for name in ("bf16", "fp16") if section(tree, name).get("enabled") is True]
-    dtype = BY_NAME.get(str(section(tree, "data_types").get("param_dtype")))
+    dtype = DTYPE_OF.get(str(section(tree, "data_types").get("param_dtype")))
     if enabled and dtype and PRECISION[dtype] != enabled[0]:
         yield f"data_types.param_dtype is another type than {enabled[0]}, which is enabled: DeepSpeed refuses that, leave it out"
 
@@ -99,7 +97,7 @@ def _low_precision_limits(tree: Mapping[str, Any], zero: Mapping[str, Any], engi
         yield f"{BF16_MASTER} without bf16_optimizer_states {CPU_ADAM}: leave it out"
     elif offloads and engine == "deepspeed":
         yield f"{BF16_STATES} with offload_optimizer {CPU_ADAM}: leave one out, or use --engine fsdp"
-    if stage == 1 and BY_NAME.get(str(section(tree, "data_types").get("grad_accum_dtype"))) == "float32":
+    if stage == 1 and DTYPE_OF.get(str(section(tree, "data_types").get("grad_accum_dtype"))) == "float32":
         yield f'{BF16_MASTER} does not go with grad_accum_dtype "fp32" at stage 1: write "bf16" or leave it out'
 
 
@@ -107,7 +105,7 @@ def _autocast(tree: Mapping[str, Any]) -> Iterator[str]:
     autocast = section(tree, "torch_autocast")
     if not autocast.get("enabled"):
         return
-    if BY_NAME.get(str(autocast.get("dtype"))) == "float16":
+    if DTYPE_OF.get(str(autocast.get("dtype"))) == "float16":
         yield (
             f'torch_autocast.dtype is {json.dumps(autocast["dtype"])}: autocast is there in bfloat16 only. Write "bfloat16", '
             "or use the fp16 section, which scales the loss"
@@ -133,7 +131,7 @@ def _fsdp(tree: Mapping[str, Any], zero: Mapping[str, Any], found: Findings) -> 
         )
     accumulation = section(tree, "data_types").get("grad_accum_dtype")
     master = "bfloat16" if section(tree, "bf16").get("bf16_master_weights_and_grads") else "float32"
-    if accumulation is not None and BY_NAME[accumulation] != master:
+    if accumulation is not None and DTYPE_OF[accumulation] != master:
         found.unsupported.append(
             f"data_types.grad_accum_dtype is {json.dumps(accumulation)}: FSDP2 adds gradients up in the master weights' dtype. "
             f'Write "{PRECISION[master]}", or use --engine deepspeed'

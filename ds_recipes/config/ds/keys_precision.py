@@ -10,6 +10,12 @@ DTYPES = {
     "bfloat16": ("bf16", "bfloat16", "torch.bfloat16"),
     "float16": ("fp16", "float16", "half", "torch.float16"),
 }
+DTYPE_OF = {name: dtype for dtype, names in DTYPES.items() for name in names}
+"""torch's name of a dtype by the names that a JSON may give it."""
+
+PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""The run's precision by torch's name of its dtype."""
+
 NAMES = tuple(name for names in DTYPES.values() for name in names)
 LOW_PRECISION = DTYPES["bfloat16"] + DTYPES["float16"]
 

@@ -5,15 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ds_recipes.config.ds.findings import Findings
-from ds_recipes.config.ds.keys_precision import DTYPES
+from ds_recipes.config.ds.keys_precision import DTYPE_OF, PRECISION
 from ds_recipes.config.ds.values import read_value
 
 HALVES = ("bf16", "fp16")
-BY_NAME = {
-    name: short
-    for short, dtype in (("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16"))
-    for name in DTYPES[dtype]
-}
 
 
 def bind_precision(tree: Mapping[str, Any], found: Findings) -> None:
@@ -32,7 +27,7 @@ def bind_precision(tree: Mapping[str, Any], found: Findings) -> None:
     _bind_autocast(found.tree, on, found)
     param_dtype = found.tree.get("data_types", {}).pop("param_dtype", None)
     if param_dtype is not None and not on:
-        found.bind("precision", "data_types.param_dtype", BY_NAME[param_dtype], param_dtype)
+        found.bind("precision", "data_types.param_dtype", PRECISION[DTYPE_OF[param_dtype]], param_dtype)
 
 
 def _switch(section: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ds_recipes.config.ds.combine import section
 from ds_recipes.config.ds.table_check import Finding
 
 ZERO = "zero_optimization"
@@ -35,7 +36,7 @@ LARGE_POWER = 24  # 2 ** 24 is above what most losses times gradients bear in fl
 
 def world_problems(tree: Mapping[str, Any], stage: int, world: int | None) -> Iterator[Finding]:
     """What DeepSpeed refuses at this number of ranks only."""
-    size = _section(tree, ZERO).get("zero_hpz_partition_size")
+    size = section(tree, ZERO).get("zero_hpz_partition_size")
     if (
         world
         and stage == 3
@@ -51,13 +52,13 @@ def world_problems(tree: Mapping[str, Any], stage: int, world: int | None) -> It
 
 def warnings(tree: Mapping[str, Any], stage: int) -> Iterator[Finding]:
     """Accepted, and known to end badly in other programs or to do something else than it looks like."""
-    zero = _section(tree, ZERO)
+    zero = section(tree, ZERO)
     yield from _reduction(tree, zero, stage)
     yield from _quantised(tree, zero, stage)
     yield from _texts(tree)
     if stage >= 2 and isinstance(tree.get("pipeline"), Mapping):
         yield Finding("pipeline", f"does not go with stage {stage}: pipelines need stage 1 ({DEEPSPEED}/issues/1629)")
-    checkpointing = _section(tree, "activation_checkpointing")
+    checkpointing = section(tree, "activation_checkpointing")
     if (
         checkpointing.get("contiguous_memory_optimization") is True
         and checkpointing.get("partition_activations") is not True
@@ -75,7 +76,7 @@ def warnings(tree: Mapping[str, Any], stage: int) -> Iterator[Finding]:
 
 def notes(tree: Mapping[str, Any], stage: int) -> Iterator[Finding]:
     """What is good to know."""
-    zero, fp16 = _section(tree, ZERO), _section(tree, "fp16")
+    zero, fp16 = section(tree, ZERO), section(tree, "fp16")
     power = fp16.get("initial_scale_power")
     if fp16.get("enabled") in (True, "auto") and isinstance(power, int) and power >= LARGE_POWER:
         yield Finding(
@@ -83,8 +84,8 @@ def notes(tree: Mapping[str, Any], stage: int) -> Iterator[Finding]:
             f"is {power}: about {power - 16} more steps are skipped at the start than with the default, 16 "
             f"({CONFIG_PAGE}#fp16-training-options)",
         )
-    params = _section(_section(tree, "scheduler"), "params")
-    if str(_section(tree, "scheduler").get("type")).startswith("Warmup") and "warmup_type" not in params:
+    params = section(section(tree, "scheduler"), "params")
+    if str(section(tree, "scheduler").get("type")).startswith("Warmup") and "warmup_type" not in params:
         yield Finding(
             "scheduler.params", f'has no warmup_type, and the default is "log", not "linear" ({DEEPSPEED}/issues/1298)'
         )
@@ -100,7 +101,7 @@ def notes(tree: Mapping[str, Any], stage: int) -> Iterator[Finding]:
         )
     yield from _elsewhere(tree, zero, stage)
     if (
-        "nvme" in (_section(zero, name).get("device") for name in ("offload_optimizer", "offload_param"))
+        "nvme" in (section(zero, name).get("device") for name in ("offload_optimizer", "offload_param"))
         and "aio" not in tree
     ):
         yield Finding(
@@ -129,7 +130,7 @@ def _reduction(tree: Mapping[str, Any], zero: Mapping[str, Any], stage: int) -> 
     if tree.get("managed_gradient_accumulation") is False and overlaps and stage != 2:
         text = f"is false, which stops DeepSpeed at stage {stage} with overlap_comm; leave it out"
         yield Finding("managed_gradient_accumulation", f"{text} ({CONFIG_PAGE}#batch-size-related-parameters)")
-    if str(tree.get("communication_data_type")).lower() == "fp16" and _section(tree, "bf16").get("enabled") is True:
+    if str(tree.get("communication_data_type")).lower() == "fp16" and section(tree, "bf16").get("enabled") is True:
         yield Finding(
             "communication_data_type",
             f'is "fp16" with bf16: gradients above 65,504 overflow on the way; write "fp32" or leave it out ({CONFIG_PAGE}'
@@ -141,7 +142,7 @@ def _quantised(tree: Mapping[str, Any], zero: Mapping[str, Any], stage: int) -> 
     if (
         stage == 3
         and zero.get("zero_quantized_weights") is True
-        and _section(tree, "bf16").get("enabled") in (True, "auto")
+        and section(tree, "bf16").get("enabled") in (True, "auto")
     ):
         yield Finding(
             f"{ZERO}.zero_quantized_weights", f"is known to crash with bf16 ({DEEPSPEED}/issues/4852); fp16 works"
@@ -150,7 +151,7 @@ def _quantised(tree: Mapping[str, Any], zero: Mapping[str, Any], stage: int) -> 
 
 def removed_optimizers(tree: Mapping[str, Any]) -> Iterator[Finding]:
     """Optimizers that DeepSpeed had once: it stops when it looks for them in torch.optim."""
-    kind = _section(tree, "optimizer").get("type")
+    kind = section(tree, "optimizer").get("type")
     if str(kind).lower() in ONE_BIT:
         text = f"is {json.dumps(kind)}: the 1-bit optimizers were removed from DeepSpeed, and never went with ZeRO. Write AdamW"
         yield Finding("optimizer.type", f"{text} ({DEEPSPEED}/issues/5046)")
@@ -158,7 +159,7 @@ def removed_optimizers(tree: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _elsewhere(tree: Mapping[str, Any], zero: Mapping[str, Any], stage: int) -> Iterator[Finding]:
     """What works here and is known to fail in other programs."""
-    offloads = _section(zero, "offload_optimizer").get("device") in ("cpu", "nvme")
+    offloads = section(zero, "offload_optimizer").get("device") in ("cpu", "nvme")
     if offloads and "optimizer" not in tree and tree.get("zero_force_ds_cpu_optimizer") is not False:
         yield Finding(
             f"{ZERO}.offload_optimizer",
@@ -176,7 +177,7 @@ def _elsewhere(tree: Mapping[str, Any], zero: Mapping[str, Any], stage: int) -> 
 
 def _texts(tree: Mapping[str, Any]) -> Iterator[Finding]:
     for name in ("fp16", "bf16"):
-        switch = _section(tree, name).get("enabled")
+        switch = section(tree, name).get("enabled")
         if isinstance(switch, str) and switch != "auto":
             yield Finding(
                 f"{name}.enabled",
@@ -187,8 +188,3 @@ def _texts(tree: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _number(value: Any) -> float:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
-
-
-def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = tree.get(name)
-    return value if isinstance(value, Mapping) else {}

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ds_recipes.config.ds.combine import section
+
 BYTES = {"fp32": 4, "float32": 4, "float": 4, "torch.float32": 4}
 """Bytes of the long number format; all others here have two."""
 
@@ -35,7 +37,7 @@ class Memory:
 
 def memory_of(tree: Mapping[str, Any], stage: int, engine: str, world: int) -> Memory:
     """Bytes a parameter at this number of ranks, with Adam and this program's defaults for what the file leaves open."""
-    zero = _section(tree, "zero_optimization")
+    zero = section(tree, "zero_optimization")
     optimizer, parameters = _place(zero, "offload_optimizer"), _place(zero, "offload_param")
     if engine == "fsdp" and "host" in (optimizer, parameters):
         optimizer = parameters = "host"  # FSDP2 offloads both or none
@@ -43,10 +45,10 @@ def memory_of(tree: Mapping[str, Any], stage: int, engine: str, world: int) -> M
         parameters, optimizer = "device", "host" if optimizer == "nvme" and stage in (1, 2) else optimizer
     whole = world if stage >= 1 else 1
     half = _half(tree)
-    is_low = half is not None and _is_on(_section(tree, half), f"{half}_master_weights_and_grads")
+    is_low = half is not None and _is_on(section(tree, half), f"{half}_master_weights_and_grads")
     master = 2 if is_low else 4
-    moments = 2 * (2 if is_low and _is_on(_section(tree, "bf16"), "bf16_optimizer_states") else 4)
-    gradient = BYTES.get(str(_section(tree, "data_types").get("grad_accum_dtype", "fp32")), 2)
+    moments = 2 * (2 if is_low and _is_on(section(tree, "bf16"), "bf16_optimizer_states") else 4)
+    gradient = BYTES.get(str(section(tree, "data_types").get("grad_accum_dtype", "fp32")), 2)
     memory = Memory(world)
     compute = 2 if half else 4
     kept = float(compute) if stage < 3 else compute / world if engine == "deepspeed" else 0.0
@@ -71,16 +73,16 @@ def _share(what: str, number: float, place: str) -> Share:
 
 
 def _place(zero: Mapping[str, Any], name: str) -> str:
-    return {"cpu": "host", "nvme": "nvme"}.get(str(_section(zero, name).get("device")), "device")
+    return {"cpu": "host", "nvme": "nvme"}.get(str(section(zero, name).get("device")), "device")
 
 
 def _half(tree: Mapping[str, Any]) -> str | None:
     """bf16 or fp16 if one is on; bf16, this program's default, where the file leaves it open."""
-    switches = {name: _section(tree, name).get("enabled", "absent") for name in ("bf16", "fp16")}
+    switches = {name: section(tree, name).get("enabled", "absent") for name in ("bf16", "fp16")}
     for name, switch in switches.items():
         if str(switch).lower() in ("true", "1"):
             return name
-    is_off = _section(tree, "torch_autocast").get("enabled") is True or str(switches["bf16"]).lower() == "false"
+    is_off = section(tree, "torch_autocast").get("enabled") is True or str(switches["bf16"]).lower() == "false"
     return None if is_off else "bf16"
 
 
@@ -91,11 +93,6 @@ def _group(zero: Mapping[str, Any]) -> int:
 
 def _is_on(section: Mapping[str, Any], name: str) -> bool:
     return section.get(name) is True
-
-
-def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = tree.get(name)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _advice(memory: Memory, stage: int, engine: str, optimizer: str, parameters: str, world: int) -> Any:

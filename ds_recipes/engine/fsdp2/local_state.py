@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from ds_recipes.engine.base import Shard
 from ds_recipes.engine.fsdp2.build import REPLICAS, SHARDS
-from ds_recipes.engine.optimizer import MOMENTS, create_state, moment_of, moments_in
+from ds_recipes.engine.optimizer import MOMENTS, create_state, moment_of, moments_dtype, moments_in
 from ds_recipes.ranges import RangeReader
 
 
@@ -71,9 +71,7 @@ class LocalState:
     @property
     def moments_dtype(self) -> torch.dtype:
         """The master's where there are none."""
-        states = [] if self._optimizer is None else list(self._optimizer.state.values())
-        moments = [moment_of(state, "exp_avg") for state in states]
-        return next((moment.dtype for moment in moments if moment is not None), self.master_dtype)
+        return self.master_dtype if self._optimizer is None else moments_dtype(self._optimizer, self.master_dtype)
 
     @property
     def replicas(self) -> int:

@@ -1,6 +1,6 @@
 """The dtypes that DeepSpeed really uses, read from what it built."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import nn
 
 from ds_recipes.config.engine_settings import Precision
+from ds_recipes.engine.optimizer import moments_dtype
 
 
 def real_precision(deepspeed_engine: Any, model: nn.Module) -> Precision:
@@ -19,17 +20,11 @@ def real_precision(deepspeed_engine: Any, model: nn.Module) -> Precision:
     return Precision(
         parameters=name(trained[0].dtype),
         master=name(master),
-        moments=name(_moments(zero.optimizer.state, master)),
+        moments=name(moments_dtype(zero.optimizer, master)),
         gradient_accumulation=name(zero.grad_acc_dtype if is_bf16 else zero.gradient_accumulation_dtype),
         reduction=name(_reduction(deepspeed_engine)),
         autocast=name(deepspeed_engine.torch_autocast_dtype()) if deepspeed_engine.torch_autocast_enabled() else None,
     )
-
-
-def _moments(state: Mapping[Any, Mapping[str, Any]], master: torch.dtype) -> torch.dtype:
-    kept = [values["exp_avg"].dtype for values in state.values() if "exp_avg" in values]
-    dtype: torch.dtype = kept[0] if kept else master
-    return dtype
 
 
 def _reduction(deepspeed_engine: Any) -> torch.dtype:
