@@ -9,6 +9,7 @@ from ds_recipes.config.check import check_inputs
 from ds_recipes.config.load import load_config
 from ds_recipes.config.plan import make_plan
 from ds_recipes.errors import ConfigError
+from ds_recipes.fsops.faults import arm_from_environment
 from ds_recipes.world.failure import run_guarded
 from ds_recipes.world.resolve import resolve
 
@@ -17,6 +18,7 @@ STARTED = time.monotonic()
 
 def main(argv: Sequence[str]) -> int:
     """Check everything that needs no torch, then train. Returns the exit status."""
+    arm_from_environment()
     config = load_config(argv)
     place = resolve(os.environ, config.run.use_mpi, config.run.expected_world_size)
     make_plan(config, place.size)

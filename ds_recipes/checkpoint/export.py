@@ -15,10 +15,11 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from ds_recipes.checkpoint.files import publish, write_file
+from ds_recipes.checkpoint.files import write_file
 from ds_recipes.checkpoint.load import CheckpointReader, check_files, check_same_model
 from ds_recipes.checkpoint.manifest import PROBE, STATE, Manifest, read_manifest
 from ds_recipes.errors import CheckpointError, InputError
+from ds_recipes.fsops.durable import publish
 from ds_recipes.models.skeleton import build_skeleton, parameter_shapes
 from ds_recipes.ranges import header_bytes, tensor_bytes
 

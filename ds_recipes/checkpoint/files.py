@@ -1,17 +1,19 @@
-"""The layer that every byte of a checkpoint goes through: write with a hash, read back, publish, remove.
+"""What a file of a checkpoint must be: written with a hash on the way, and compared with it when it is read back.
 
-A file counts as written only after fsync, a name only after the fsync of its folder. The hash is XXH3-128: it finds
-every accident (a flipped bit, a torn write, a swapped file) at the speed of memory. It is no defence against a forger;
-nothing that is read can run code either way.
+The hash is XXH3-128: it finds every accident (a flipped bit, a torn write, a swapped file) at the speed of memory. It is no
+defence against a forger; nothing that is read can run code either way.
 """
 
 import os
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
+
+from ds_recipes.fsops import calls, durable
+from ds_recipes.fsops.again import again
+from ds_recipes.fsops.calls import Data
 
 READ_BYTES = 8 << 20
 
@@ -28,58 +30,48 @@ def hash_bytes(data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> FileRecord:
+def write_file(path: Path, pieces: Iterable[Data]) -> FileRecord:
     """Write a new file durably and return its record, hashed on the way.
 
     Raises:
         OSError: with the path, for a full disk among others.
     """
-    hasher, size = xxhash.xxh3_128(), 0
-    try:
-        with path.open("xb", buffering=0) as file:
-            for piece in pieces:
-                hasher.update(piece)
-                size += len(piece)
-                _write_all(file.fileno(), piece)
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = str(path)
-        raise
+    hasher = xxhash.xxh3_128()
+
+    def hashed() -> Iterator[Data]:
+        for piece in pieces:
+            hasher.update(piece)
+            yield piece
+
+    size = durable.write_file(path, hashed())
     return FileRecord(size, hasher.hexdigest())
-
-
-def _write_all(descriptor: int, piece: bytes | memoryview) -> None:
-    rest = memoryview(piece)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` in the place of a file, so that a reader or a kill finds the old bytes or the new ones."""
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)
-    write_file(part, [data])
-    part.replace(path)
-    sync_folder(path.parent)
 
 
 def read_record(path: Path) -> FileRecord:
     """The record of a file as it lies on the disk."""
     hasher, size = xxhash.xxh3_128(), 0
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(calls.open_to_read(path), "rb", buffering=0) as file:
         while piece := file.read(READ_BYTES):
             hasher.update(piece)
             size += len(piece)
     return FileRecord(size, hasher.hexdigest())
 
 
-def why_damaged(path: Path, expected: FileRecord) -> str | None:
+def read_bytes(path: Path) -> bytes:
+    """A small file's content."""
+    with os.fdopen(again(lambda: calls.open_to_read(path)), "rb") as file:
+        return file.read()
+
+
+def why_damaged(path: Path, expected: FileRecord, sizes_only: bool = False) -> str | None:
     """What is wrong with a file, in one line; None if it is whole. Sizes are compared before anything is read."""
     try:
-        size = path.stat().st_size
+        size = again(lambda: calls.size_of(path))
         if size != expected.size:
             return f"{path.name} has {size:,} bytes where {expected.size:,} were written"
-        found = read_record(path).xxh3_128
+        if sizes_only:
+            return None
+        found = again(lambda: read_record(path)).xxh3_128
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:
@@ -87,33 +79,3 @@ def why_damaged(path: Path, expected: FileRecord) -> str | None:
     if found != expected.xxh3_128:
         return f"{path.name} is damaged (its hash is {found}, {expected.xxh3_128} was written)"
     return None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def publish(partial: Path, final: Path) -> None:
-    """Give a finished folder its name, in one step that a kill cannot split.
-
-    Raises:
-        OSError: `final` exists and is not empty.
-    """
-    sync_folder(partial)
-    partial.rename(final)
-    sync_folder(final.parent)
-
-
-def remove_folder(folder: Path) -> None:
-    """Delete a folder: first its name becomes a hidden one, so that a kill half way leaves nothing that looks whole."""
-    doomed = folder if folder.name.startswith(".") else folder.with_name(f".{folder.name}.deleted")
-    if doomed != folder:
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        sync_folder(folder.parent)
-    shutil.rmtree(doomed)

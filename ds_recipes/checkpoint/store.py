@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from ds_recipes.checkpoint.files import FileRecord, publish, remove_folder, replace_file, why_damaged, write_file
+from ds_recipes.checkpoint.files import FileRecord, why_damaged, write_file
 from ds_recipes.checkpoint.load import checkpoints
 from ds_recipes.checkpoint.manifest import MANIFEST, PROBE, STATE, Manifest, Parameter, Range, check_cover
 from ds_recipes.checkpoint.rng import capture_rng
 from ds_recipes.engine.base import Engine, Shard
 from ds_recipes.errors import TrainingError
+from ds_recipes.fsops.durable import publish, remove_folder, replace_file
 from ds_recipes.ranges import header_bytes, tensor_bytes
 from ds_recipes.world.group import World
 

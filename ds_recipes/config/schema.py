@@ -10,24 +10,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from ds_recipes.config.checkpoint_settings import CheckpointConfig
 from ds_recipes.config.data_settings import DataConfig
+from ds_recipes.config.guard_settings import GuardConfig
 from ds_recipes.config.setting import setting
-
-CHANGES = (
-    "data",
-    "tokenizer",
-    "dataset",
-    "mixture",
-    "validation_split",
-    "packing",
-    "truncation",
-    "context_size",
-    "seed",
-    "global_batch_size",
-    "precision",
-    "optimizer",
-)
-"""What a checkpoint records of its run's settings, and a continued run must not change unless `allow_change` names it."""
 
 
 @dataclass(frozen=True)
@@ -184,59 +170,6 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
-    """The run folder, saving, stopping and starting again."""
-
-    save_checkpoint_path: str | None = setting(
-        None,
-        "The run folder: checkpoints, metrics and the effective settings go there. A run folder with checkpoints is "
-        "continued from its newest valid one.",
-        unit="path",
-    )
-    load_checkpoint_path: str | None = setting(
-        None,
-        "Another run folder, or one checkpoint in it, where a run without checkpoints of its own begins.",
-        default_doc="the run folder itself",
-        unit="path",
-    )
-    save_interval_iteration: int = setting(
-        500,
-        "Save every so many optimizer steps; 0: only at the end. The last step is always saved.",
-        unit="steps",
-        least=0,
-    )
-    keep_last: int | None = setting(
-        None,
-        "Keep this many newest checkpoints and delete older ones.",
-        unit="checkpoints",
-        least=1,
-        default_doc="keep all",
-    )
-    save_model: bool = setting(True, "Save the weights.")
-    save_optimizer: bool = setting(
-        True, "Save the optimizer's state. Without it a checkpoint is for export; training does not continue exactly."
-    )
-    stop_after: int | None = setting(
-        None,
-        "Save, stop and exit with status 75 (queue it again) this long after the start, such as 11h40m, 90m or 45s.",
-        unit="duration",
-        above=0,
-        default_doc="no limit",
-    )
-    resume: str = setting(
-        "auto",
-        "auto: continue where the run folder has checkpoints, else start; require: refuse to start from nothing; "
-        "none: refuse a run folder that has checkpoints.",
-        choices=("auto", "require", "none"),
-    )
-    allow_change: tuple[str, ...] = setting(
-        (),
-        "What may differ from the checkpoint that is continued; anything else in this list is refused.",
-        choices=CHANGES,
-    )
-
-
-@dataclass(frozen=True)
 class EvaluationConfig:
     """Validation loss while training."""
 
@@ -298,6 +231,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     adapters: AdapterConfig = AdapterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guards: GuardConfig = GuardConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     ds: DsConfig | None = None
@@ -311,6 +245,7 @@ GROUPS: dict[str, Any] = {
     "optimizer": OptimizerConfig,
     "adapters": AdapterConfig,
     "checkpoint": CheckpointConfig,
+    "guards": GuardConfig,
     "evaluation": EvaluationConfig,
     "logging": LoggingConfig,
 }

@@ -21,6 +21,7 @@ from typing import Any
 
 from ds_recipes.config.render import to_yaml
 from ds_recipes.config.schema import Config
+from ds_recipes.fsops.durable import replace_file
 
 LAUNCH_VARIABLE = "DS_RECIPES_LAUNCH"
 PACKAGES = ("ds-recipes", "torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "mpi4py", "wandb")
@@ -57,7 +58,7 @@ class RunRecord:
             "git": git_state(Path(__file__).parent),
         }
         self._launches = [*earlier, self._entry]
-        replace_text(run_folder / "run.yaml", to_yaml(config))
+        replace_file(run_folder / "run.yaml", to_yaml(config).encode())
         self._write()
 
     def continues_from(self, step: int) -> None:
@@ -72,7 +73,7 @@ class RunRecord:
 
     def write_ds_config(self, effective: Mapping[str, Any]) -> None:
         """Write the effective JSON, nothing left open in it, to `ds_config.json`."""
-        replace_text(self._folder / "ds_config.json", json.dumps(effective, indent=2) + "\n")
+        replace_file(self._folder / "ds_config.json", (json.dumps(effective, indent=2) + "\n").encode())
 
     def finish(self, state: str, reason: str) -> None:
         """Record how this launch ended: complete, stopped or failed. The first word counts."""
@@ -89,17 +90,8 @@ class RunRecord:
     def _write(self) -> None:
         with self._writing:
             latest = {name: self._entry[name] for name in ("launch", "state", "reason")}
-            replace_text(self._folder / "run.json", json.dumps(latest | {"launches": self._launches}, indent=2) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill at any moment, finds the old text or the new one, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+            text = json.dumps(latest | {"launches": self._launches}, indent=2) + "\n"
+            replace_file(self._folder / "run.json", text.encode())
 
 
 def versions() -> dict[str, str]:

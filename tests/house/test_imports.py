@@ -9,6 +9,7 @@ from tests.house.tree import imported_modules, module_name, parsed, python_files
 FLOORS = {
     "errors": 0,
     "config": 1,
+    "fsops": 1,
     "hub_probe": 2,
     "world": 2,
     "ranges": 2,
@@ -29,6 +30,7 @@ MAY_IMPORT = {
 
 WITHOUT_TORCH = (
     "ds_recipes/errors.py",
+    "ds_recipes/fsops/",
     "ds_recipes/hub_probe.py",
     "ds_recipes/config/",
     "ds_recipes/world/resolve.py",

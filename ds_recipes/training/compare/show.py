@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ds_recipes.fsops.durable import replace_file
 from ds_recipes.training.compare.measure import WARMUP_STEPS, Measured
 from ds_recipes.training.compare.verdict import Verdict
-from ds_recipes.training.run_record import replace_text, versions
+from ds_recipes.training.run_record import versions
 
 SHOWN_STEPS = 20
 
@@ -76,4 +77,4 @@ def write_json(path: Path, one: Measured, other: Measured, verdict: Verdict, wor
         "engines": [dataclasses.asdict(one), dataclasses.asdict(other)],
         "versions": versions(),
     }
-    replace_text(path, json.dumps(tree, indent=2) + "\n")
+    replace_file(path, (json.dumps(tree, indent=2) + "\n").encode())

@@ -9,7 +9,6 @@ those steps are trained again. The removal is itself an event; events.jsonl only
 
 import json
 import math
-import os
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_recipes.errors import TrainingError
+from ds_recipes.fsops.durable import replace_file
 from ds_recipes.training.trackers.base import METRIC_NAMES, SOURCE_METRICS, Tracker
 
 
@@ -48,12 +48,7 @@ class JsonLines:
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _is_step_until(step, line)]
         if len(kept) < len(lines):
-            part = self.path.with_name(f".{self.path.name}.part")
-            with part.open("wb") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path)
+            replace_file(self.path, b"".join(kept))
         return len(lines) - len(kept)
 
 

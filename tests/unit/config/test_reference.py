@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from ds_recipes.config.checkpoint_settings import CHANGES
 from ds_recipes.config.render import reference_page
-from ds_recipes.config.schema import CHANGES, SETTINGS
+from ds_recipes.config.schema import SETTINGS
 from ds_recipes.config.seed_flags import OTHER_NAMES
 
 ROOT = Path(__file__).resolve().parents[3]

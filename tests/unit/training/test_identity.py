@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from ds_recipes.config.checkpoint_settings import CHANGES
 from ds_recipes.config.load import load_config
 from ds_recipes.config.plan import make_plan
-from ds_recipes.config.schema import CHANGES
 from ds_recipes.errors import CheckpointError
 from ds_recipes.training.identity import identity_of, refuse_changes
 from tests.house.tree import ROOT

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ds_recipes.config.schema import Config, OptimizerConfig
-from ds_recipes.training.run_record import LAUNCH_VARIABLE, RunRecord, git_state, replace_text
+from ds_recipes.training.run_record import LAUNCH_VARIABLE, RunRecord, git_state
 
 CONFIG = Config(optimizer=OptimizerConfig(lr=0.25))
 
@@ -61,18 +61,6 @@ def test_a_damaged_run_json_does_not_stop_a_launch_and_is_kept(tmp_path: Path, t
     RunRecord(tmp_path, CONFIG, 1, ["a"])
     assert [launch["state"] for launch in read(tmp_path)["launches"]] == ["running"]
     assert (tmp_path / "run.json.damaged").read_text() == text
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_text(tmp_path / "run.json", "old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        replace_text(tmp_path / "run.json", "new")
-    assert (tmp_path / "run.json").read_text() == "old"
 
 
 def test_the_effective_deepspeed_json_is_written(tmp_path: Path) -> None:
