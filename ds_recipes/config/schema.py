@@ -230,8 +230,8 @@ class Config:
     run: RunConfig = RunConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     adapters: AdapterConfig = AdapterConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    guards: GuardConfig = GuardConfig()
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     ds: DsConfig | None = None
