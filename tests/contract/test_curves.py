@@ -48,6 +48,7 @@ def test_at_1e4_losses_stay_within_1e5_of_the_oracles_and_fall(engine):
     assert sum(mine[-8:]) < 0.9 * sum(mine[:8]), "nothing was learned: the test shows less than it says"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_at_1e3_losses_stay_as_near_as_rounding_lets_the_oracle_be_to_itself(engine):
     plain, what = oracle_losses(LIVELY), "losses of 200 steps at lr 1e-3"

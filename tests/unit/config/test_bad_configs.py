@@ -28,8 +28,7 @@ FLAGS = {
     "--peft_method qlora": "--peft_method must be None, not 'qlora' (command line)",
     "--allow_change lr": (
         "--allow_change must be data, tokenizer, dataset, mixture, validation_split, packing, truncation, context_size, seed, "
-        "global_batch_size, precision or "
-        "optimizer, not 'lr' (command line)"
+        "global_batch_size, precision, optimizer, model or schedule, not 'lr' (command line)"
     ),
     "--validation_data": "--validation_data needs a value (command line)",
     "--learning_rate 1": "unknown flag --learning_rate (command line): see --help for all settings",
