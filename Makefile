@@ -3,13 +3,15 @@
 # make check        format, lint, types and house rules
 # make setup        .venv and the embedded default; TORCH=keep|cpu|VERSION, PYTHON=python3.12
 # make test-all     the longer sweeps too
+# make faults       whole runs with faults in them: ROUNDS=200 SEED=1 (CONTRIBUTING.md)
 # make gpu-test     tests that need a GPU, with the machine's own torch
 
 PYTHON ?= python3
+ROUNDS ?= 200
 TORCH ?= keep
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all check setup gpu-test clean
+.PHONY: quickstart test test-all faults check setup gpu-test clean
 
 quickstart: setup
 	$(BIN)/python tools/quickstart.py
@@ -19,6 +21,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/python -m pytest -m "not gpu" tests
+
+faults: setup
+	CUTS=500 $(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m tests.faults --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 check: setup
 	$(BIN)/ruff format --check .

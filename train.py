@@ -12,12 +12,14 @@ from ds_recipes.errors import ConfigError
 from ds_recipes.fsops.faults import arm_from_environment
 from ds_recipes.world.failure import run_guarded
 from ds_recipes.world.resolve import resolve
+from ds_recipes.world.signals import listen
 
 STARTED = time.monotonic()
 
 
 def main(argv: Sequence[str]) -> int:
     """Check everything that needs no torch, then train. Returns the exit status."""
+    listen()
     arm_from_environment()
     config = load_config(argv)
     place = resolve(os.environ, config.run.use_mpi, config.run.expected_world_size)

@@ -6,6 +6,9 @@ A message says what was found, where (file, line or flag), and what to do about 
 from collections.abc import Sequence
 from typing import ClassVar
 
+STOPPED_EARLY = 75
+"""Exit status of a launch that stopped on request: with a durable checkpoint, or before its first step (EX_TEMPFAIL)."""
+
 
 class DsRecipesError(Exception):
     """Base of every error that is meant for the user. Exit status 1 unless a subclass says otherwise."""
@@ -52,5 +55,26 @@ class TrainingError(DsRecipesError):
     """The run cannot go on: non-finite steps in a row, a step without targets."""
 
 
+class SaveError(TrainingError):
+    """A checkpoint could not be written. Those before it are whole."""
+
+
+class StoppedEarly(DsRecipesError):
+    """A launch was asked to stop before its first step. Nothing was trained; what was tokenised stays. Queue it again."""
+
+    exit_status: ClassVar[int] = STOPPED_EARLY
+
+    def __init__(self, reason: str, phase: str) -> None:
+        """`reason`: who asked (a signal, the deadline, the file STOP); `phase`: what the ranks were doing."""
+        self.reason = reason
+        super().__init__(
+            f"Stopped before the first step: {reason}, during {phase}. Nothing was trained; what was tokenised stays."
+        )
+
+
 class PeerFailure(DsRecipesError):
     """Another rank failed first; its error has been shown there."""
+
+
+class HubError(DsRecipesError):
+    """The hub cannot be reached, does not do what it is asked, or does not hold what was sent to it."""

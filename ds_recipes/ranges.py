@@ -5,16 +5,20 @@ a Hugging Face folder, shards of an engine and checkpoints are all read and writ
 """
 
 import json
-import mmap
+import os
 import struct
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from ds_recipes.errors import InputError
+from ds_recipes.fsops import calls
+from ds_recipes.fsops.again import again
 
 DTYPES = {
     "F64": torch.float64,
@@ -31,7 +35,14 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
-COPY_BYTES = 16 << 20  # of a mapped file at a time, so that little of it is resident at once
+MAX_TENSORS = 300_000
+"""Tensors of one file or index. The largest models have fewer; a table of millions would fill the memory."""
+
+SIGNS_A_TENSOR = 16  # of "{[," in a header's entry, at most: a bound on the objects that parsing makes
+SIGNS_A_NAME = 1  # the same of an index
+COPY_BYTES = (
+    4 << 20
+)  # of a file at a time: little memory, and a piece is still in the processor's cache when it is used
 ALIGNMENT = 64
 
 
@@ -55,7 +66,7 @@ class RangeReader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor of a safetensors file: `begin` is its first byte in the file."""
 
@@ -65,7 +76,7 @@ class Entry:
 
     @property
     def numel(self) -> int:
-        return torch.Size(self.shape).numel()
+        return prod(self.shape)
 
 
 def header_bytes(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
@@ -86,40 +97,59 @@ def tensor_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
     flat = tensor.detach().reshape(-1)
     step = max(1, COPY_BYTES // flat.element_size())
     for start in range(0, flat.numel(), step):
-        piece = flat[start : start + step].cpu().contiguous()
-        raw: Any = piece.view(torch.uint8).numpy()
-        yield memoryview(raw)
+        yield raw_bytes(flat[start : start + step].cpu().contiguous())
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous 1-D tensor on the CPU, to read and to write."""
+    raw: Any = tensor.detach().view(torch.uint8).numpy()
+    return memoryview(raw)
 
 
 class SafetensorsFile:
-    """A memory-mapped safetensors file whose tensors can be read by ranges."""
+    """A safetensors file whose tensors can be read by ranges.
+
+    The bytes are read by position, straight into the tensor that asks for them or through a small buffer. A memory map is
+    no faster, and a file that is cut short or lost on its server meanwhile would end the process with SIGBUS.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Read the header and map the file.
+        """Open the file and read its header.
 
         Raises:
             InputError: not a safetensors file, or cut short.
         """
         self.path = path
-        with path.open("rb") as file:
-            self.entries, self.metadata = _read_header(file, path)
-            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self._descriptor = again(lambda: calls.open_to_read(path))
+        weakref.finalize(self, os.close, self._descriptor)
+        self.entries, self.metadata, self._head_bytes = self._read_header()
 
     def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
-        """Copy elements [start, start + out.numel()) of a flattened tensor into `out`, converting its dtype."""
+        """Copy elements [start, start + out.numel()) of a flattened tensor into `out`, converting its dtype.
+
+        Raises:
+            InputError: the file ends before them.
+        """
         entry = self.entries[name]
         if start < 0 or start + out.numel() > entry.numel:
             raise IndexError(
                 f"{self.path}: {name} has {entry.numel} elements, asked for {start}..{start + out.numel()}"
             )
         size = entry.dtype.itemsize
+        begin = entry.begin + start * size
+        if out.dtype == entry.dtype and out.device.type == "cpu" and out.is_contiguous():
+            self._fill(raw_bytes(out), begin)
+            return
         step = max(1, COPY_BYTES // size)
+        buffer = torch.empty(min(step, out.numel()), dtype=entry.dtype)
         for first in range(0, out.numel(), step):
-            count = min(step, out.numel() - first)
-            begin = entry.begin + (start + first) * size
-            piece = torch.frombuffer(bytearray(memoryview(self._map)[begin : begin + count * size]), dtype=entry.dtype)
-            out[first : first + count].copy_(piece)
-            _forget_pages(self._map, begin, count * size)
+            piece = buffer[: out.numel() - first]
+            self._fill(raw_bytes(piece), begin + first * size)
+            out[first : first + piece.numel()].copy_(piece)
+
+    def head(self) -> bytes:
+        """The file's first bytes, up to the first tensor: the header with its length before it."""
+        return self._bytes(0, self._head_bytes)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A whole tensor, as a copy."""
@@ -128,34 +158,83 @@ class SafetensorsFile:
         self.read_into(name, 0, out)
         return out.reshape(entry.shape)
 
+    def _bytes(self, begin: int, length: int) -> bytes:
+        data = bytearray(length)
+        self._fill(memoryview(data), begin)
+        return bytes(data)
 
-def _forget_pages(mapped: mmap.mmap, begin: int, length: int) -> None:
-    """Let the kernel drop pages that were read, so that a large file does not fill this process's resident memory."""
-    first = begin - begin % mmap.PAGESIZE
-    mapped.madvise(mmap.MADV_DONTNEED, first, begin + length - first)
+    def _fill(self, target: memoryview, begin: int) -> None:
+        while target:
+            count = os.preadv(self._descriptor, [target], begin)
+            if not count:
+                raise InputError(f"{self.path}: cut short while it was read: it ends at byte {begin:,}")
+            target, begin = target[count:], begin + count
+
+    def _read_header(self) -> tuple[dict[str, Entry], dict[str, str], int]:
+        """The entries, the metadata, and the bytes before the first tensor. Nothing large is read or made of a bad one."""
+        size = os.fstat(self._descriptor).st_size
+        length = struct.unpack("<Q", self._bytes(0, 8))[0] if size >= 8 else -1
+        if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
+            raise InputError(
+                f"{self.path}: not a safetensors file, or cut short ({size:,} bytes, header of {length:,})"
+            )
+        begin = 8 + length
+        table = _bounded_json(self._bytes(8, length), SIGNS_A_TENSOR, self.path)
+        try:
+            metadata = table.pop("__metadata__", {})
+            entries = {name: _entry(fields, begin) for name, fields in table.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{self.path}: its safetensors header is damaged ({error})") from error
+        for name, entry in entries.items():
+            end = entry.begin + entry.numel * entry.dtype.itemsize
+            if end > size:
+                raise InputError(f"{self.path}: cut short or damaged: {name} should end at byte {end:,} of {size:,}")
+        return entries, metadata, begin
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    size = path.stat().st_size
-    head = file.read(8)
-    length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
-    if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
-        raise InputError(f"{path}: not a safetensors file, or cut short ({size:,} bytes, header of {length:,})")
+def _entry(fields: dict[str, Any], begin: int) -> Entry:
+    first, end = fields["data_offsets"]
+    entry = Entry(DTYPES[fields["dtype"]], tuple(fields["shape"]), begin + first)
+    if first < 0 or any(type(length) is not int or length < 0 for length in entry.shape):
+        raise ValueError(f"no tensor lies at {first} with shape {list(entry.shape)}")
+    if end - first != entry.numel * entry.dtype.itemsize:
+        raise ValueError(f"{end - first} bytes for shape {list(entry.shape)}")
+    return entry
+
+
+def _bounded_json(text: bytes, signs: int, path: Path) -> Any:
+    """Parse a table of tensors, unless it would take more memory than any model's.
+
+    Raises:
+        InputError: not JSON, or too many entries.
+    """
+    if sum(text.count(sign) for sign in (b"{", b"[", b",")) > signs * MAX_TENSORS:
+        raise InputError(
+            f"{path}: its table of tensors is absurd: it has more than {MAX_TENSORS:,} entries; nothing was read"
+        )
     try:
-        table = json.loads(file.read(length))
-        metadata = table.pop("__metadata__", {})
-        entries = {}
-        for name, fields in table.items():
-            begin, end = fields["data_offsets"]
-            entry = Entry(DTYPES[fields["dtype"]], tuple(fields["shape"]), 8 + length + begin)
-            if not 0 <= begin <= end <= size - 8 - length or end - begin != entry.numel * entry.dtype.itemsize:
-                raise InputError(
-                    f"{path}: cut short or damaged: {name} should end at byte {8 + length + end:,} of {size:,}"
-                )
-            entries[name] = entry
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: its safetensors header is damaged ({error})") from error
-    return entries, metadata
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: its safetensors header or index is damaged ({error})") from error
+
+
+def file_inside(folder: Path, name: str) -> Path:
+    """A file of a folder, by a name that was read from somewhere.
+
+    Raises:
+        InputError: the name or a link leads out of the folder. The hub's cache links from a snapshot to its blobs: that is inside.
+    """
+    path = folder / name
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise InputError(f"{folder}: {name!r} is named there, which is not a file of this folder; nothing was read")
+    if path.is_symlink():
+        home, target = folder.resolve(), path.resolve()
+        blobs = [home.parents[1] / "blobs"] if home.parent.name == "snapshots" else []
+        if target.parent not in (home, *blobs):
+            raise InputError(
+                f"{path}: is a link to {target}, outside of its folder; nothing was read. Put the file itself there."
+            )
+    return path
 
 
 class HfFolder:
@@ -186,21 +265,22 @@ class HfFolder:
 def _weight_files(folder: Path) -> dict[str, Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
+        if index.stat().st_size > MAX_HEADER_BYTES:
+            raise InputError(
+                f"{index}: {index.stat().st_size:,} bytes are no index of safetensors files; nothing was read"
+            )
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(_bounded_json(index.read_bytes(), SIGNS_A_NAME, index)["weight_map"].values()))
+            files = {name: file_inside(folder, name) for name in names}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{index}: not an index of safetensors files ({error})") from error
-        for name in names:
-            if Path(name).name != name:
-                raise InputError(f"{index}: names {name!r}, which is not a file of this folder; nothing was read")
-            if not (folder / name).exists():
-                raise InputError(
-                    f"{folder / name}: missing, but {index.name} names it. Download or copy the folder again."
-                )
-        return {name: folder / name for name in names}
+        for path in files.values():
+            if not path.exists():
+                raise InputError(f"{path}: missing, but {index.name} names it. Download or copy the folder again.")
+        return files
     single = folder / "model.safetensors"
     if single.exists():
-        return {single.name: single}
+        return {single.name: file_inside(folder, single.name)}
     if any(folder.glob("pytorch_model*.bin")):
         raise InputError(
             f"{folder}: holds only pickled weights (pytorch_model*.bin), which can run code when they are read. Convert them "

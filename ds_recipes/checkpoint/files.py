@@ -4,9 +4,10 @@ The hash is XXH3-128: it finds every accident (a flipped bit, a torn write, a sw
 defence against a forger; nothing that is read can run code either way.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import xxhash
@@ -20,10 +21,15 @@ READ_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file must be: its size in bytes and its XXH3-128 in hexadecimal."""
+    """What a file must be: its size in bytes and its XXH3-128 in hexadecimal.
+
+    `parts` holds for each kind of tensor in a rank's file the hash of its header and of that kind's bytes, in file order, so
+    that who reads the weights alone can verify them alone.
+    """
 
     size: int
     xxh3_128: str
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 def hash_bytes(data: bytes) -> str:
@@ -47,6 +53,28 @@ def write_file(path: Path, pieces: Iterable[Data]) -> FileRecord:
     return FileRecord(size, hasher.hexdigest())
 
 
+def write_tensors(path: Path, head: bytes, tensors: Iterable[tuple[str, Data]]) -> FileRecord:
+    """Write a new file of tensors durably: its header, then each tensor's bytes in pieces, which come with their kind.
+
+    Raises:
+        OSError: with the path, for a full disk among others.
+    """
+    whole = xxhash.xxh3_128(head)
+    parts: dict[str, xxhash.xxh3_128] = {}
+
+    def pieces() -> Iterator[Data]:
+        yield head
+        for kind, piece in tensors:
+            if kind not in parts:
+                parts[kind] = xxhash.xxh3_128(head)
+            whole.update(piece)
+            parts[kind].update(piece)
+            yield piece
+
+    size = durable.write_file(path, pieces())
+    return FileRecord(size, whole.hexdigest(), {kind: hasher.hexdigest() for kind, hasher in parts.items()})
+
+
 def read_record(path: Path) -> FileRecord:
     """The record of a file as it lies on the disk."""
     hasher, size = xxhash.xxh3_128(), 0
@@ -55,6 +83,12 @@ def read_record(path: Path) -> FileRecord:
             hasher.update(piece)
             size += len(piece)
     return FileRecord(size, hasher.hexdigest())
+
+
+def drop_from_cache(path: Path) -> None:
+    """Let the kernel forget a durable file's content, so that the next read asks the disk. Where it cannot, nothing happens."""
+    with contextlib.suppress(OSError), os.fdopen(calls.open_to_read(path), "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ds_recipes.checkpoint.files import FileRecord, hash_bytes
+from ds_recipes.checkpoint.files import FileRecord, hash_bytes, read_bytes
 from ds_recipes.errors import CheckpointError
 
 FORMAT = "ds_recipes flat ranges"
@@ -20,6 +20,9 @@ VERSION = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 PROBE = "probe.safetensors"
+
+RANGES = "ranges"
+"""The layout of the ranks' files that this package reads and writes itself."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Manifest:
 
     `files` holds every file but the manifest itself; `tied` maps further names of a shared parameter to its own;
     `engine` is what the engine said of its precision and sharding; `frozen` names the parameters without moments where
-    others have them.
+    others have them. `layout` says what the ranks' files are: "ranges", or another program's, which may lie one folder down.
     """
 
     step: int
@@ -56,6 +59,7 @@ class Manifest:
     tied: Mapping[str, str]
     engine: Mapping[str, Any]
     frozen: tuple[str, ...] = ()
+    layout: str = RANGES
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: parameter.shape for name, parameter in self.parameters.items()}
@@ -66,7 +70,8 @@ class Manifest:
             "step": self.step,
             "optimizer_step": self.optimizer_step,
             "kinds": list(self.kinds),
-            "files": {name: {"bytes": record.size, "xxh3_128": record.xxh3_128} for name, record in self.files.items()},
+            "layout": self.layout,
+            "files": {name: _entry(record) for name, record in self.files.items()},
             "parameters": {
                 name: {
                     "shape": list(parameter.shape),
@@ -90,7 +95,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
         head = {key: content.pop(key) for key in ("format", "version", "xxh3_128")}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
@@ -113,16 +118,27 @@ def _canonical(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
+def _entry(record: FileRecord) -> dict[str, Any]:
+    parts = {"parts": dict(record.parts)} if record.parts else {}
+    return {"bytes": record.size, "xxh3_128": record.xxh3_128, **parts}
+
+
 def _parse(content: dict[str, Any], path: Path) -> Manifest:
-    files = {name: FileRecord(entry["bytes"], entry["xxh3_128"]) for name, entry in content["files"].items()}
-    outside = [name for name in files if Path(name).name != name or name in (".", "..")]
+    files = {
+        name: FileRecord(entry["bytes"], entry["xxh3_128"], entry.get("parts", {}))
+        for name, entry in content["files"].items()
+    }
+    layout = content.get("layout", RANGES)
+    depth = 1 if layout == RANGES else 2
+    outside = [name for name in files if not _lies_inside(name, depth)]
     if outside:
         raise CheckpointError(f"{path} names {outside[0]!r}, which is not a file of this folder; nothing was read")
     parameters = {
         name: Parameter(tuple(entry["shape"]), tuple(Range(*part) for part in entry["cover"]))
         for name, entry in content["parameters"].items()
     }
-    check_cover(parameters, files, str(path))
+    if layout == RANGES:
+        check_cover(parameters, files, str(path))
     return Manifest(
         step=content["step"],
         optimizer_step=content["optimizer_step"],
@@ -132,7 +148,14 @@ def _parse(content: dict[str, Any], path: Path) -> Manifest:
         tied=content["tied"],
         engine=content["engine"],
         frozen=tuple(content.get("frozen", ())),
+        layout=layout,
     )
+
+
+def _lies_inside(name: str, depth: int) -> bool:
+    """True for a plain relative name of at most `depth` parts."""
+    parts = name.split("/")
+    return len(parts) <= depth and not {"", ".", ".."}.intersection(parts) and "\0" not in name
 
 
 def check_cover(parameters: Mapping[str, Parameter], files: Mapping[str, FileRecord], where: str) -> None:

@@ -1,54 +1,140 @@
-"""Save a checkpoint so that no kill can lose the one before: write hidden, agree, manifest last, one rename."""
+"""Publish a checkpoint so that no kill can lose the one before: write hidden, agree, manifest last, one rename."""
 
+import contextlib
+import errno
 import json
 import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from ds_recipes.checkpoint.files import FileRecord, why_damaged, write_file
-from ds_recipes.checkpoint.load import checkpoints
+from ds_recipes.checkpoint.contents import Contents, capture
+from ds_recipes.checkpoint.files import FileRecord, drop_from_cache, why_damaged, write_file
 from ds_recipes.checkpoint.manifest import MANIFEST, PROBE, STATE, Manifest, Parameter, Range, check_cover
-from ds_recipes.checkpoint.rng import capture_rng
-from ds_recipes.engine.base import Engine, Shard
-from ds_recipes.errors import TrainingError
-from ds_recipes.fsops.durable import publish, remove_folder, replace_file
+from ds_recipes.checkpoint.rank_file import KINDS, Part, Streamed, Written, own_ranges
+from ds_recipes.checkpoint.retention import Keep, Retention, delete_checkpoint
+from ds_recipes.checkpoint.space import free_bytes
+from ds_recipes.engine.base import Engine
+from ds_recipes.errors import SaveError
+from ds_recipes.fsops import calls
+from ds_recipes.fsops.again import again
+from ds_recipes.fsops.durable import make_folders, publish, remove_tree
 from ds_recipes.ranges import header_bytes, tensor_bytes
 from ds_recipes.world.group import World
-
-KINDS = ("fp32", "exp_avg", "exp_avg_sq")
-LATEST = "latest"
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Written:
-    """One range that a rank wrote: of which parameter, its full shape, and the kinds."""
+class Published:
+    """A checkpoint that is durable, and what did not work around it (deleting older ones), a line each."""
 
-    parameter: str
-    shape: tuple[int, ...]
-    start: int
-    length: int
-    kinds: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _RankFile:
-    """What one rank wrote."""
-
-    name: str
-    record: FileRecord
-    ranges: tuple[_Written, ...]
+    path: Path
+    warnings: tuple[str, ...] = ()
 
 
 def checkpoint_name(step: int) -> str:
     """The folder of the checkpoint after `step` optimizer steps."""
     return f"iter_{step:07d}"
+
+
+class Store:
+    """A run folder into which all ranks together publish checkpoints, one after the other.
+
+    `attempt` is this launch's own name for its hidden folders. `fence` is called on rank 0 right before a checkpoint gets its
+    name, and raises if another launch has taken the folder over.
+    """
+
+    def __init__(
+        self, folder: Path, world: World, attempt: str, keep: Keep, fence: Callable[[], None] = lambda: None
+    ) -> None:
+        self._folder = folder
+        self._world = world
+        self._attempt = attempt
+        self._retention = Retention(folder, keep)
+        self._fence = fence
+
+    def publish(self, contents: Contents, part: Part) -> Published:
+        """Write `contents` and every rank's part; return once it is durable. Every rank must call it.
+
+        Raises:
+            SaveError: it could not be written, on all ranks; what was there before is whole.
+        """
+        final = self._folder / checkpoint_name(contents.step)
+        partial = self._folder / f".{final.name}.partial-{self._attempt}"
+        needed = int(self._world.sum([part.num_bytes])[0])
+
+        def on_all(name: str, fn: Callable[[], T]) -> T:
+            return self._world.check(name, lambda: _naming_os_errors(partial, needed, fn))
+
+        try:
+            on_all("make checkpoint folder", lambda: self._make(partial, needed) if self._world.rank == 0 else None)
+            own = on_all("write checkpoint", lambda: _write_part(partial, part))
+            parts, generators = self._world.gather(own), self._world.gather(contents.generators)
+
+            def finish() -> None:
+                if self._world.rank == 0:
+                    self._finish(partial, final, contents, part.layout, parts, generators)
+
+            on_all("publish checkpoint", finish)
+        except BaseException:
+            if self._world.rank == 0:
+                with contextlib.suppress(OSError):
+                    remove_tree(partial)
+            raise
+        return Published(final, self._retire(final, own))
+
+    def _make(self, partial: Path, needed: int) -> None:
+        make_folders(self._folder)
+        remove_tree(partial)  # of a save that failed, if it could not be removed then
+        if free_bytes(self._folder) < needed:
+            raise OSError(errno.ENOSPC, "not enough room on the disk, nothing was tried", str(partial))
+        calls.make_folder(partial)
+
+    def _finish(
+        self,
+        partial: Path,
+        final: Path,
+        contents: Contents,
+        layout: str,
+        parts: Sequence[Written],
+        generators: Sequence[Mapping[str, Any] | None],
+    ) -> None:
+        records = {name: record for written in parts for name, record in written.files.items()}
+        records |= _write_small_files(partial, contents, [one for one in generators if one is not None])
+        write_file(partial / MANIFEST, [_manifest(contents, layout, parts, records).to_bytes()])
+        self._fence()
+        publish(partial, final)  # never over another: that could be a later launch's
+
+    def _retire(self, final: Path, own: Written) -> tuple[str, ...]:
+        """Delete the checkpoints that need not be kept, once every rank has read back what it wrote.
+
+        Raises:
+            SaveError: what is read back is not what was written; the new checkpoint is gone again, the old ones are there.
+        """
+        warnings: list[str] = []
+        doomed = self._world.broadcast(self._doomed(final, warnings) if self._world.rank == 0 else [])
+        if doomed:
+            try:
+                self._world.check("verify checkpoint", lambda: _verify(final, own))
+            except SaveError:
+                if self._world.rank == 0:
+                    with contextlib.suppress(OSError):
+                        delete_checkpoint(final)
+                raise
+        if self._world.rank == 0:
+            for path in doomed:
+                _try(lambda path=path: delete_checkpoint(path), f"{path} could not be deleted", warnings)  # type: ignore[misc]
+        return tuple(self._world.broadcast(warnings))
+
+    def _doomed(self, final: Path, warnings: list[str]) -> list[Path]:
+        found: list[Path] = []
+        _try(lambda: self._retention.note(final), "the checkpoint's name could not be noted", warnings)
+        _try(lambda: found.extend(self._retention.doomed(final)), "older checkpoints could not be listed", warnings)
+        return found
 
 
 def save_checkpoint(
@@ -64,7 +150,7 @@ def save_checkpoint(
     save_optimizer: bool,
     keep_last: int | None,
 ) -> Path:
-    """Write `folder`/iter_NNNNNNN; return it once it is published and durable. Every rank must call it.
+    """Write `folder`/iter_NNNNNNN and wait for it; return it once it is published and durable. Every rank must call it.
 
     Args:
         state: JSON-able, equal on all ranks; the ranks' random generators are added to it.
@@ -73,127 +159,91 @@ def save_checkpoint(
         keep_last: how many checkpoints to keep, None for all; older ones go after the new one is verified.
 
     Raises:
-        TrainingError: it could not be written, on all ranks; what was there before is whole.
+        SaveError: it could not be written, on all ranks; what was there before is whole.
     """
-    final = folder / checkpoint_name(step)
-    partial = folder / f".{final.name}.partial-{world.broadcast(secrets.token_hex(4))}"
-
-    def on_all(name: str, fn: Callable[[], T]) -> T:
-        return world.check(name, lambda: _naming_os_errors(partial, fn))
-
-    try:
-        on_all("make checkpoint folder", lambda: partial.mkdir(parents=True, exist_ok=True))
-        own = on_all("write checkpoint", lambda: _write_rank(partial, world, engine, save_optimizer))
-        written, generators = world.gather(own), world.gather(capture_rng())
-
-        def finish() -> None:
-            if world.rank == 0:
-                records = {rank_file.name: rank_file.record for rank_file in written}
-                records |= _write_small_files(partial, {**state, "rng": generators}, files, probe)
-                manifest = _manifest(step, engine, written, records, tied)
-                write_file(partial / MANIFEST, [manifest.to_bytes()])
-                if final.exists():  # a damaged one that this run did not continue from
-                    remove_folder(final)
-                publish(partial, final)
-                replace_file(folder / LATEST, f"{final.name}\n".encode())
-
-        on_all("publish checkpoint", finish)
-        if keep_last is not None:
-            on_all("verify checkpoint", lambda: _verify(final, own))
-            on_all("delete old checkpoints", lambda: _delete_old(folder, keep_last) if world.rank == 0 else None)
-    except BaseException:
-        if world.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return final
+    store = Store(folder, world, world.broadcast(secrets.token_hex(4)), Keep(keep_last))
+    contents = capture(engine, step, state, files, probe, tied)
+    part = Streamed(engine, own_ranges(engine.shards(), world, save_optimizer))
+    return store.publish(contents, part).path
 
 
-def _naming_os_errors(path: Path, fn: Callable[[], T]) -> T:
+def _naming_os_errors(path: Path, needed: int, fn: Callable[[], T]) -> T:
     try:
         return fn()
     except OSError as error:
-        existing = next(folder for folder in path.parents if folder.exists())
-        free = shutil.disk_usage(existing).free
-        raise TrainingError(
-            f"{error.filename or path}: the checkpoint could not be written: {error.strerror} ({free:,} bytes are free "
-            "there). Those before it are whole. Make room, then start the same command again."
+        raise SaveError(
+            f"{error.filename or path}: the checkpoint could not be written: {error.strerror} ({free_bytes(path):,} bytes are "
+            f"free there, it takes about {needed:,}; a quota may allow less). Those before it are whole. Make room, then start "
+            "the same command again."
         ) from error
 
 
-def _write_rank(partial: Path, world: World, engine: Engine, save_optimizer: bool) -> _RankFile:
-    """Write this rank's ranges, one tensor a range and kind, streaming."""
-    name = f"rank-{world.rank:05d}-of-{world.size:05d}.safetensors"
-    wanted = KINDS if save_optimizer else KINDS[:1]
-    ranges = tuple(_written(shard, wanted) for shard in engine.shards() if shard.length)
-    layout = {f"{kind}/{one.parameter}": (torch.float32, (one.length,)) for one in ranges for kind in one.kinds}
-
-    def pieces() -> Iterator[bytes | memoryview]:
-        yield header_bytes(layout, {"format": "pt"})
-        for shard in engine.shards():
-            for kind in _written(shard, wanted).kinds if shard.length else ():
-                yield from tensor_bytes(getattr(shard, kind))
-
-    return _RankFile(name, write_file(partial / name, pieces()), ranges)
+def _try(fn: Callable[[], object], what: str, warnings: list[str]) -> None:
+    try:
+        fn()
+    except OSError as error:
+        warnings.append(f"{what}: {error}")
 
 
-def _written(shard: Shard, wanted: Sequence[str]) -> _Written:
-    """A frozen parameter has no moments."""
-    kinds = tuple(kind for kind in wanted if getattr(shard, kind) is not None)
-    return _Written(shard.name, shard.shape, shard.start, shard.length, kinds)
+def _write_part(partial: Path, part: Part) -> Written:
+    """Write this rank's files, once the folder that rank 0 made is seen here."""
+    again(lambda: calls.size_of(partial), also={errno.ENOENT})
+    return part.write(partial)
 
 
 def _write_small_files(
-    partial: Path, state: Mapping[str, Any], files: Mapping[str, bytes], probe: tuple[torch.Tensor, torch.Tensor]
+    partial: Path, contents: Contents, generators: Sequence[Mapping[str, Any]]
 ) -> dict[str, FileRecord]:
-    input_ids, logits = probe
+    input_ids, logits = contents.probe
     layout = {"input_ids": (torch.int64, tuple(input_ids.shape)), "logits": (torch.float32, tuple(logits.shape))}
     head = header_bytes(layout, {"format": "pt"})
-    contents: dict[str, Iterable[bytes | memoryview]] = {
-        STATE: [json.dumps(state).encode()],
+    files: dict[str, Iterable[bytes | memoryview]] = {
+        STATE: [json.dumps({**contents.state, "rng": generators}).encode()],
         PROBE: [head, *tensor_bytes(input_ids), *tensor_bytes(logits)],
-        **{name: [data] for name, data in files.items()},
+        **{name: [data] for name, data in contents.files.items()},
     }
-    return {name: write_file(partial / name, pieces) for name, pieces in contents.items()}
+    return {name: write_file(partial / name, pieces) for name, pieces in files.items()}
 
 
-def _manifest(
-    step: int,
-    engine: Engine,
-    written: Sequence[_RankFile],
-    records: Mapping[str, FileRecord],
-    tied: Mapping[str, str],
-) -> Manifest:
+def _manifest(contents: Contents, layout: str, parts: Sequence[Written], records: Mapping[str, FileRecord]) -> Manifest:
     shapes: dict[str, tuple[int, ...]] = {}
     covers: dict[str, list[Range]] = {}
     kinds_of: dict[str, set[str]] = {}
-    for rank_file in written:
-        for one in rank_file.ranges:
-            shapes[one.parameter] = one.shape
-            covers.setdefault(one.parameter, []).append(Range(rank_file.name, one.start, one.length))
-            kinds_of[one.parameter] = kinds_of.get(one.parameter, set(KINDS)) & set(one.kinds)
+    for one in (own for written in parts for own in written.ranges):
+        shapes[one.parameter] = one.shape
+        covers.setdefault(one.parameter, []).append(Range(one.file, one.start, one.length))
+        kinds_of[one.parameter] = kinds_of.get(one.parameter, set(KINDS)) & set(one.kinds)
     parameters = {
         name: Parameter(shape, tuple(sorted(covers[name], key=lambda part: part.start)))
         for name, shape in shapes.items()
     }
     check_cover(parameters, records, "this checkpoint")
     kinds = tuple(kind for kind in KINDS if any(kind in mine for mine in kinds_of.values()))
-    frozen = tuple(name for name, mine in kinds_of.items() if len(mine) < len(kinds))
     return Manifest(
-        step, engine.optimizer_step, kinds, dict(records), parameters, dict(tied), engine.describe(), frozen
+        step=contents.step,
+        optimizer_step=contents.optimizer_step,
+        kinds=kinds,
+        files=dict(records),
+        parameters=parameters,
+        tied=dict(contents.tied),
+        engine=contents.engine,
+        frozen=tuple(name for name, mine in kinds_of.items() if len(mine) < len(kinds)),
+        layout=layout,
     )
 
 
-def _verify(final: Path, own: _RankFile) -> None:
+def _verify(final: Path, own: Written) -> None:
     """Read back what this rank wrote.
 
     Raises:
-        TrainingError: it is not what was written.
+        SaveError: it is not what was written.
     """
-    problem = why_damaged(final / own.name, own.record)
-    if problem:
-        raise TrainingError(f"{final}: {problem}, right after it was saved. No older checkpoint was deleted.")
-
-
-def _delete_old(folder: Path, keep_last: int) -> None:
-    for old in checkpoints(folder)[keep_last:]:
-        remove_folder(old)
+    for name, record in own.files.items():
+        with contextlib.suppress(OSError):
+            drop_from_cache(final / name)
+        problem = why_damaged(final / name, record)
+        if problem:
+            raise SaveError(
+                f"{final}: {problem}, right after it was saved: it is removed again. No older checkpoint was deleted. "
+                "Look at the disk and the memory of the host."
+            )

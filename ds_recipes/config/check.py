@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_recipes.config.async_io import missing_for_async_io
+from ds_recipes.config.checkpoint_settings import RESUME_WORDS
 from ds_recipes.config.data_check import data_files, format_files
 from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.config.missing import similar, where_given
@@ -29,6 +30,7 @@ def check_inputs(config: Config) -> list[str]:
         *_tokenizer(config),
         *_run_folder(config),
         *_start_folder(config),
+        *_resume_path(config),
     ]
 
 
@@ -59,6 +61,12 @@ def _nvme(config: Config) -> Iterator[str]:
     missing = missing_for_async_io()
     if missing is not None:
         yield f"{config.ds.path}: {missing}"
+    if config.checkpoint.checkpoint_format == "deepspeed":
+        where = where_given(config, "checkpoint_format", "deepspeed")
+        yield (
+            f"{where}: {config.ds.path} has the state on NVMe, which DeepSpeed's own files leave out, so that no other program "
+            "could read them. Leave one of them out."
+        )
     for name in ("offload_optimizer", "offload_param"):
         section = config.ds.tree["zero_optimization"].get(name, {})
         path = Path(section.get("nvme_path", ""))
@@ -127,6 +135,21 @@ def _start_folder(config: Config) -> Iterator[str]:
             "is a file; name a run folder" if Path(text).exists() else f"there is no such folder{similar(Path(text))}"
         )
         yield f"{where_given(config, 'load_checkpoint_path', text)}: {what}"
+
+
+def _resume_path(config: Config) -> Iterator[str]:
+    """A checkpoint or run folder to begin from. A run with checkpoints of its own may go on without it."""
+    text, own = config.checkpoint.resume, Path(config.checkpoint.save_checkpoint_path or "")
+    path = Path(text)
+    if text in RESUME_WORDS or any(own.glob("iter_*")) or path.resolve() == own.resolve():
+        return
+    where = where_given(config, "resume", text)
+    if not path.exists():
+        yield f"{where}: is not one of {', '.join(RESUME_WORDS)}, and there is no such folder{similar(path)}"
+    elif not path.is_dir():
+        yield f"{where}: is a file; name a checkpoint's folder, or a run folder"
+    elif not (path / "manifest.json").is_file() and not any(path.glob("iter_*")):
+        yield f"{where}: holds no checkpoint (no manifest.json, no iter_* folder); name a checkpoint's folder, or a run folder"
 
 
 def _thing(name: str) -> str:

@@ -22,6 +22,9 @@ CHANGES = (
 )
 """What a checkpoint records of its run's settings, and a continued run must not change unless `allow_change` names it."""
 
+RESUME_WORDS = ("auto", "require", "none")
+"""Values of `resume` that are no path; a folder of such a name is written ./auto."""
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -73,7 +76,8 @@ class CheckpointConfig:
     )
     keep_best: int | None = setting(
         None,
-        "Of the older ones keep also this many with the lowest validation loss. Needs keep_last and validation_data.",
+        "Of the older ones keep also this many with the lowest validation loss; one that was saved at a step without an "
+        "evaluation (eval_interval) has none. Needs keep_last and validation data.",
         unit="checkpoints",
         least=1,
         default_doc="none of them",
@@ -81,7 +85,8 @@ class CheckpointConfig:
     checkpoint_format: str = setting(
         "ranges",
         "ranges: safetensors that any number of ranks on either engine continues; deepspeed: DeepSpeed's own files, for other "
-        "programs (its zero_to_fp32.py, load_checkpoint); they are pickles. Needs engine deepspeed.",
+        "programs (its zero_to_fp32.py, load_checkpoint); they are pickles, and training waits while they are written. Needs "
+        "engine deepspeed.",
         choices=("ranges", "deepspeed"),
     )
     save_model: bool = setting(True, "Save the weights.")
@@ -98,7 +103,8 @@ class CheckpointConfig:
     resume: str = setting(
         "auto",
         "auto: continue where the run folder has checkpoints, else start; require: refuse to start from nothing; none: refuse "
-        "a run folder that has checkpoints; or a checkpoint's path: continue from just that one.",
+        "a run folder that has checkpoints. Or a path, of one checkpoint or of a run folder: begin from there; of the run folder's "
+        "own checkpoints newer ones are renamed. Queued again, the run goes on from its newest.",
     )
     verify: str = setting(
         "full",

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
+from ds_recipes.config.checkpoint_settings import RESUME_WORDS
 from ds_recipes.config.data_rules import DATA_RULES
 from ds_recipes.config.draft import Draft
+from ds_recipes.config.guard_rules import GUARD_RULES
 
 
 def check_rules(draft: Draft) -> None:
@@ -90,6 +92,39 @@ def _checkpoints(draft: Draft) -> Iterator[str]:
         )
 
 
+def _two_starts(draft: Draft) -> Iterator[str]:
+    resume, other, own = (draft.values[name] for name in ("resume", "load_checkpoint_path", "save_checkpoint_path"))
+    if resume not in RESUME_WORDS and other is not None and other != own:
+        yield (
+            f"{draft.describe('resume')} names where to begin, but {draft.describe('load_checkpoint_path')}. Leave one of them out."
+        )
+
+
+def _retention(draft: Draft) -> Iterator[str]:
+    for name in ("keep_every", "keep_best"):
+        if draft.values[name] is not None and draft.values["keep_last"] is None:
+            yield f"{draft.describe(name)} has no effect: keep_last is not set, so all are kept. Set --keep_last too."
+    if draft.values["keep_best"] is not None and not (
+        draft.values["validation_data"] or draft.values["validation_split"] is not None
+    ):
+        yield f"{draft.describe('keep_best')} needs a validation loss: name data with --validation_data, or leave it out."
+
+
+def _checkpoint_format(draft: Draft) -> Iterator[str]:
+    if draft.values["checkpoint_format"] != "deepspeed":
+        return
+    if draft.values["engine"] != "deepspeed":
+        yield (
+            f"{draft.describe('checkpoint_format')}, but {draft.describe('engine')}: only DeepSpeed writes its own files. Leave "
+            "one of them out."
+        )
+    if not draft.values["save_optimizer"]:
+        yield (
+            f"{draft.describe('save_optimizer')}, but {draft.describe('checkpoint_format')}: DeepSpeed keeps the float32 weights "
+            "with the optimizer's state, and other programs cannot read the ones without the other. Leave one of them out."
+        )
+
+
 def _wandb(draft: Draft) -> Iterator[str]:
     if draft.values["wandb_project"] is not None or draft.values["wandb_mode"] != "auto":
         return
@@ -110,5 +145,9 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Draft], Iterator[str]]], ...] = (
     (("lr_warmup", "lr_decay", "lr_decay_style"), _phases),
     (("optimizer_type", "sgd_momentum", "adam_beta1", "adam_beta2", "adam_eps"), _optimizer),
     (("save_model", "save_optimizer"), _checkpoints),
+    (("keep_last", "keep_every", "keep_best", "validation_data", "validation_split"), _retention),
+    (("checkpoint_format", "engine", "save_optimizer"), _checkpoint_format),
+    *GUARD_RULES,
+    (("resume", "load_checkpoint_path", "save_checkpoint_path"), _two_starts),
     (("wandb_project", "wandb_entity", "wandb_name", "wandb_mode"), _wandb),
 )

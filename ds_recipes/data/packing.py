@@ -1,7 +1,7 @@
 """Laying documents into rows of a fixed length."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -46,11 +46,19 @@ class Packing:
         return len(self.row_offsets) - 1
 
 
-def pack(method: str, lengths: Ints, context_size: int, long_documents: str, selected: Ints | None = None) -> Packing:
+def pack(
+    method: str,
+    lengths: Ints,
+    context_size: int,
+    long_documents: str,
+    selected: Ints | None = None,
+    pause: Callable[[], None] = lambda: None,
+) -> Packing:
     """Lay documents of `lengths` tokens into rows of `context_size` by the method `documents`, `concat` or `off`.
 
     A document longer than a row goes on in other rows (`long_documents` is `split`), loses its end (`truncate`) or is
     left out (`drop`); `concat` always splits. `selected` are the numbers of the documents to use, ascending; None: all.
+    `pause` is called several times a second, and may raise.
     """
     assert method in ("documents", "concat", "off") and long_documents in ("split", "truncate", "drop")
     assert method != "concat" or long_documents == "split"
@@ -66,7 +74,7 @@ def pack(method: str, lengths: Ints, context_size: int, long_documents: str, sel
     document, start, length = _pieces(numbers, used, context_size, long_documents == "split")
     if method == "off":
         return Packing(np.arange(len(length) + 1), document, start, length, num_dropped)
-    order, row_offsets = _best_fit(length, context_size)
+    order, row_offsets = _best_fit(length, context_size, pause)
     return Packing(row_offsets, document[order], start[order], length[order], num_dropped)
 
 
@@ -97,7 +105,7 @@ def _cut_stream(numbers: Ints, lengths: Ints, context_size: int) -> Packing:
     return Packing(row_offsets, numbers[document], start, cuts - begins, num_dropped=0)
 
 
-def _best_fit(length: Ints, context_size: int) -> tuple[Ints, Ints]:
+def _best_fit(length: Ints, context_size: int, pause: Callable[[], None]) -> tuple[Ints, Ints]:
     """Pack window by window: the order of the pieces, int64 [pieces], and row offsets into it, int64 [rows + 1].
 
     The last row of a window is taken apart and packed again with the next window: a window's end costs nothing.
@@ -106,6 +114,7 @@ def _best_fit(length: Ints, context_size: int) -> tuple[Ints, Ints]:
     row_ends: list[Ints] = [np.zeros(1, np.int64)]
     carried: list[int] = []
     for begin, stop in _windows(length, context_size):
+        pause()
         rows = _pack_window([*carried, *range(begin, stop)], length, context_size)
         carried = rows.pop() if stop < len(length) else []
         done = int(row_ends[-1][-1])

@@ -4,10 +4,10 @@ A derived folder is named by what it was made from, so it never changes: it is t
 jobs that make the same one at once both succeed, and a kill at any moment leaves at most a hidden part that nobody reads.
 """
 
+import contextlib
 import errno
 import glob
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ds_recipes.errors import InputError
+from ds_recipes.fsops import calls
+from ds_recipes.fsops.durable import make_folders, publish, remove_tree
 
 CACHE_NAME = ".index_cache"
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
@@ -54,22 +56,20 @@ def publishing(target: Path) -> Iterator[Path]:
     """
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
         if is_abandoned(left):
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left)
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
-    part.mkdir(parents=True)
+    make_folders(part)
     try:
         yield part
         for path in sorted(part.rglob("*")):
             sync(path)
-        sync(part)
         try:
-            part.rename(target)
+            publish(part, target)
         except OSError as error:
             if error.errno not in TAKEN:
                 raise
-        sync(target.parent)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        _remove(part)
 
 
 @contextmanager
@@ -80,9 +80,9 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
         with part.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        part.rename(target)
-        sync(target.parent)
+            calls.sync_file(file.fileno(), part)
+        calls.replace(part, target)
+        calls.sync_folder(target.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -97,9 +97,18 @@ def is_abandoned(part: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Make a file or a folder durable."""
-    handle = os.open(path, os.O_RDONLY)
+    """Make a file, or the names in a folder, durable."""
+    if path.is_dir():
+        calls.sync_folder(path)
+        return
+    descriptor = calls.open_to_read(path)
     try:
-        os.fsync(handle)
+        calls.sync_file(descriptor, path)
     finally:
-        os.close(handle)
+        os.close(descriptor)
+
+
+def _remove(part: Path) -> None:
+    """What cannot be removed is in nobody's way: it is hidden, and is tried again a day later."""
+    with contextlib.suppress(OSError):
+        remove_tree(part)

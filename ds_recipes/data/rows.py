@@ -1,6 +1,7 @@
 """From documents to packed rows: which documents are used, what becomes of long ones, and what that leaves."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,7 +68,7 @@ def build_rows(documents: Documents, layout: Layout, side: Side, world: World) -
     }
 
     def opened() -> tuple[Packing, dict[str, int]]:
-        return open_packing(documents.folder, key, lambda: _make(documents, layout, side))
+        return open_packing(documents.folder, key, lambda: _make(documents, layout, side, world.break_off_if_asked))
 
     # The first rank of each host packs, the others find it done; a host that shares no disk with rank 0 packs too.
     world.check("packing", lambda: opened() if world.local_rank == 0 else None)
@@ -85,7 +86,9 @@ def is_held_out(hashes: Ints, fraction: float) -> np.ndarray[Any, np.dtype[np.bo
     return below
 
 
-def _make(documents: Documents, layout: Layout, side: Side) -> tuple[Packing, dict[str, int]]:
+def _make(
+    documents: Documents, layout: Layout, side: Side, pause: Callable[[], None]
+) -> tuple[Packing, dict[str, int]]:
     lengths = documents.lengths
     used = _chosen(documents, side)
     held_out = len(documents) - len(used)
@@ -101,7 +104,7 @@ def _make(documents: Documents, layout: Layout, side: Side) -> tuple[Packing, di
             _refuse_without_target(documents, without, layout.context_size)
         used = np.setdiff1d(used, without, assume_unique=True)
     how = "split" if layout.long_documents == "error" else layout.long_documents
-    packing = pack(layout.packing, lengths, layout.context_size, how, used)
+    packing = pack(layout.packing, lengths, layout.context_size, how, used, pause)
     stop = np.minimum(packing.start + packing.length + 1, lengths[packing.document])
     facts = PackingFacts(
         tokens=int(packing.length.sum()),

@@ -4,14 +4,16 @@ The cut lies where DeepSpeed's own lies: `update` is clip, optimizer step and ze
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 import torch
 
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord
+from ds_recipes.errors import ConfigError
 from ds_recipes.ranges import RangeReader
 
 
@@ -19,7 +21,7 @@ from ds_recipes.ranges import RangeReader
 class StepResult:
     """What one optimizer step did.
 
-    `grad_norm` is the global L2 norm before clipping. `applied` is False when the gradient was not finite and the
+    `grad_norm` is the global L2 norm before clipping. `applied` is False when a loss or the gradient was not finite and the
     step was skipped; every rank gets the same verdict. `loss_scale` is the one that the step was taken with, None
     without loss scaling.
     """
@@ -49,6 +51,27 @@ class Shard:
     fp32: torch.Tensor
     exp_avg: torch.Tensor | None
     exp_avg_sq: torch.Tensor | None
+
+
+def weighted(loss: torch.Tensor, scale: float) -> torch.Tensor:
+    """`scale` x `loss`, for backward; a loss that is not finite makes the whole gradient NaN, without a wait for the device.
+
+    A target whose logit is -inf has an infinite loss and a finite gradient. So no such step is applied on any rank: `update`
+    skips it, since the gradient's norm over all ranks is not finite.
+    """
+    return loss * (scale + 0.0 * loss.detach())
+
+
+class Sink(Protocol):
+    """A new file that is open for writing, as `torch.save` wants it. It never raises; whoever made it is told of a failure."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def write(self, data: bytes) -> int: ...
+
+    def flush(self) -> None: ...
 
 
 class Engine(ABC):
@@ -102,6 +125,14 @@ class Engine(ABC):
     @abstractmethod
     def load_scaler_state(self, state: dict[str, float]) -> None:
         """Go on where `scaler_state` was taken, by either engine; an empty one changes nothing."""
+
+    def write_native(self, folder: Path, tag: str, step: int, create: Callable[[Path], Sink]) -> None:
+        """Write the library's own checkpoint into `folder`/`tag`, which exists. Every rank must call it.
+
+        Raises:
+            ConfigError: it has none. (`config/rules.py` says so before anything is started.)
+        """
+        raise ConfigError([f"checkpoint_format: {type(self).__name__} has no checkpoints of its own; leave it out"])
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

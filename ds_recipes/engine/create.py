@@ -1,6 +1,6 @@
 """The one place where a run's `engine` setting becomes an engine, and the world that it needs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -19,14 +19,20 @@ QUANTISED_KEYS = ("zero_quantized_weights", "zero_quantized_gradients", "zero_qu
 """Parts of ZeRO++ (arXiv 2306.10209) whose kernels exist for GPUs only."""
 
 
-def start_world(place: Place, *configs: Config) -> World:
-    """Let the ranks meet, with what the engines of these settings need to communicate.
+def start_world(
+    place: Place,
+    *configs: Config,
+    wish: Callable[[], str | None] = lambda: None,
+    note: Callable[[str, int], None] | None = None,
+) -> World:
+    """Let the ranks meet, with what the engines of these settings need to communicate. `wish`, `note`: see `world.group.start`.
 
     Raises:
-        StartError, WorldError: as `world.group.start`.
+        StartError, WorldError, StoppedEarly: as `world.group.start`.
     """
     with_deepspeed = any(config.run.engine == "deepspeed" for config in configs)
-    return start(place, configs[0].run.start_timeout_seconds, with_deepspeed=with_deepspeed)
+    timeout_seconds = configs[0].run.start_timeout_seconds
+    return start(place, timeout_seconds, with_deepspeed=with_deepspeed, wish=wish, note=note)
 
 
 def check_device(config: Config, device: torch.device) -> None:

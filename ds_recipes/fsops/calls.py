@@ -5,6 +5,7 @@ log (`faults.py`). In a run nobody stands there, and a call costs one comparison
 Nothing here imports torch.
 """
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ Data = bytes | memoryview
 class Call:
     """One call that is about to be made.
 
-    `kind` is create, write, fsync, rename, replace, mkdir, unlink, rmdir, fsync_folder (the calls that change the disk) or
-    open, stat, list (those that read). `target` is the new name of a rename, `data` what a write writes, `descriptor` where.
+    `kind` is create, write, append, fsync, rename, replace, mkdir, unlink, rmdir, fsync_folder (the calls that change the
+    disk) or open, stat, list (those that read). `target` is the new name of a rename, `data` what a write
+    writes, `descriptor` where.
     """
 
     kind: str
@@ -45,9 +47,17 @@ def create(path: Path) -> int:
 def write(descriptor: int, path: Path, data: Data) -> None:
     """Write all of `data` at the end of an open file."""
     _point(Call("write", path, data=data, descriptor=descriptor))
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    _write_all(descriptor, data)
+
+
+def append(path: Path, data: Data) -> None:
+    """Write a line or a few at the end of a file, which is made if there is none, without waiting for the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        _point(Call("append", path, data=data, descriptor=descriptor))
+        _write_all(descriptor, data)
+    finally:
+        os.close(descriptor)
 
 
 def sync_file(descriptor: int, path: Path) -> None:
@@ -57,11 +67,16 @@ def sync_file(descriptor: int, path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable. Where the file system cannot be asked for that (EINVAL), they already are, or
+    nothing can be done (PostgreSQL goes on as well).
+    """
     _point(Call("fsync_folder", path))
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(descriptor)
 
@@ -116,6 +131,14 @@ def names_in(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir())
 
 
+def _write_all(descriptor: int, data: Data) -> None:
+    """A write may take less than it is given: 2 GiB at most, and what still fits when the disk is filling up."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 def _point(call: Call) -> None:
-    if interceptor is not None:
-        interceptor(call)
+    standing = interceptor
+    if standing is not None:
+        standing(call)

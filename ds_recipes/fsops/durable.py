@@ -33,8 +33,8 @@ def write_file(path: Path, pieces: Iterable[Data]) -> int:
             calls.sync_file(descriptor, path)
         finally:
             os.close(descriptor)
-    except OSError as error:
-        error.filename = str(path)
+    except OSError as error:  # one of a file that the pieces are read from has its own name
+        error.filename = error.filename or str(path)
         raise
     return size
 
@@ -46,6 +46,16 @@ def replace_file(path: Path, data: Data) -> None:
         calls.remove_file(part)
     write_file(part, [data])
     calls.replace(part, path)
+    calls.sync_folder(path.parent)
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder that may be there, and its parents, so that what becomes durable in it is not lost with its name."""
+    if path.is_dir():
+        return
+    make_folders(path.parent)
+    with contextlib.suppress(FileExistsError):
+        calls.make_folder(path)
     calls.sync_folder(path.parent)
 
 

@@ -8,6 +8,7 @@ Faults are parted by semicolons; each is an action, and conditions that all must
     tear@K           the same, but after the first half of the bytes, if it is a write
     fail:NAME@K      let the K-th call fail with this error (ENOSPC, EIO, ESTALE, ...); half of a write is written first
     delay:S@K        wait S seconds before the K-th call
+    signal:NAME@K    send this process a signal (TERM, USR1, STOP, ...) before the K-th call
     log:FILE@K       append a line (number, kind, path) to FILE, and make the call
     ...@KxN          N calls in a row, from the K-th on; without it one, for log all
     rank=R  kind=K  path=PATTERN     only this rank (RANK in the environment), kind of call, path (or its target)
@@ -36,7 +37,9 @@ PERMISSION = "FAULT_TEST"
 READING = ("open", "stat", "list")
 FOREVER = 1 << 62
 
-_ACTION = re.compile(r"(?P<name>kill|tear|fail|delay|log)(:(?P<argument>[^@ ]+))?@(?P<first>\d+)(x(?P<count>\d+))?")
+_ACTION = re.compile(
+    r"(?P<name>kill|tear|fail|delay|signal|log)(:(?P<argument>[^@ ]+))?@(?P<first>\d+)(x(?P<count>\d+))?"
+)
 
 
 @dataclass
@@ -148,6 +151,11 @@ def _delay(seconds: str) -> Callable[[Call, int], None]:
     return lambda call, number: time.sleep(pause)
 
 
+def _signal(name: str) -> Callable[[Call, int], None]:
+    number: signal.Signals = getattr(signal, f"SIG{name}")
+    return lambda call, _: os.kill(os.getpid(), number)
+
+
 def _log(file: str) -> Callable[[Call, int], None]:
     def log(call: Call, number: int) -> None:
         line = f"{number} {call.kind} {call.path}\n".encode()
@@ -170,5 +178,6 @@ _ACTIONS: dict[str, Callable[[str], Callable[[Call, int], None]]] = {
     "tear": _tear,
     "fail": _fail,
     "delay": _delay,
+    "signal": _signal,
     "log": _log,
 }

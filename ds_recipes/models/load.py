@@ -15,6 +15,7 @@ from ds_recipes.models.sources import FolderWeights, random_weights
 from ds_recipes.models.vocabulary import check_vocabulary, grown_weights, with_vocabulary_size
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
+from ds_recipes.world.together import nothing, work_together
 
 HUB_SMALL = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 HUB_COPIES = ["consolidated*", "original/*", "onnx/*"]  # the same weights in other forms
@@ -150,5 +151,7 @@ def _download(world: World, model_name: str, patterns: list[str]) -> Path:
 
     first = world.local_rank == 0
     reachable = world.check("hub", ensure_hub_reachable_or_offline)
-    found = world.check("model download", lambda: fetch(not reachable) if first else None)
+    found = work_together(
+        world, "model download", lambda: fetch(not reachable) if first else None, nothing, nothing, nothing
+    )
     return world.check("model cache", lambda: found or fetch(True))

@@ -1,6 +1,8 @@
-"""What must stay the same when a run is continued, and the comparison that refuses a silent change."""
+"""What must stay the same when a run is continued, as a checkpoint records it; `changes.py` compares it."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.config.plan import Plan
@@ -8,16 +10,39 @@ from ds_recipes.config.schema import Config
 from ds_recipes.data.packing import PACKING_VERSION
 from ds_recipes.data.reading import Reading
 from ds_recipes.data.tokens.store import VERSION as TOKENS_VERSION
-from ds_recipes.errors import CheckpointError
 
-SHOWN_FILES = 5
+Identity = Mapping[str, str | Mapping[str, str]]
+"""A text for each key of `CHANGES`, or several by name."""
 
-Files = Sequence[Sequence[str]]
-"""(name, content fingerprint) of each data file."""
+WITHOUT_EFFECT = frozenset(
+    {
+        "transformers_version",
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "use_cache",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "chunk_size_feed_forward",
+        "initializer_range",
+        "bos_token_id",
+        "eos_token_id",
+        "pretraining_tp",
+        "name_or_path",
+    }
+)
+"""Entries of a model's config that say nothing about what its training computes."""
 
 
-def identity_of(config: Config, plan: Plan, read: Reading) -> dict[str, str]:
-    """The keys that a checkpoint records and a continued run is compared by."""
+def identity_of(config: Config, plan: Plan, read: Reading, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that a checkpoint records and a continued run is compared by.
+
+    `plan` is laid out without the rows that a run leaves out: those may change on the way. `hf_config` is the model's config.
+    """
     data, weights = config.data, read.corpus.weights
     return {
         "data": read.corpus.fingerprint,
@@ -32,50 +57,40 @@ def identity_of(config: Config, plan: Plan, read: Reading) -> dict[str, str]:
         "global_batch_size": str(plan.global_rows),
         "precision": f"{config.run.precision}: {engine_settings(config).precision}",
         "optimizer": config.optimizer.optimizer_type,
+        "model": dict(_entries(hf_config)),
+        "schedule": _schedule(config, plan),
     }
 
 
-def refuse_changes(
-    saved: Mapping[str, str],
-    now: Mapping[str, str],
-    allowed: Sequence[str],
-    where: str,
-    saved_files: Files = (),
-    files: Files = (),
-) -> list[str]:
-    """Compare two identities; return the allowed differences, one line each.
+def _entries(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """The entries of a config that have an effect, those of sections with dotted names; values as JSON."""
+    for name, value in tree.items():
+        if name.startswith("_") or name in WITHOUT_EFFECT:
+            continue
+        if isinstance(value, Mapping):
+            yield from _entries(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", json.dumps(value, default=str)
 
-    Raises:
-        CheckpointError: a key differs that `allowed` does not name. All such keys are listed, and of the data the files.
+
+def _schedule(config: Config, plan: Plan) -> dict[str, str]:
+    """The course of the learning rate, and what else an update depends on.
+
+    The number of steps is in it only through the course: a constant rate goes on for as long as one likes.
     """
-    changed = {key: (saved.get(key, "unknown"), value) for key, value in now.items() if saved.get(key) != value}
-    refused = [key for key in changed if key not in allowed]
-    if refused:
-        lines = [f"  {key}: the checkpoint has {changed[key][0]}, this run has {changed[key][1]}" for key in refused]
-        if "data" in refused:
-            lines += [f"    {line}" for line in _changed_files(saved_files, files)]
-        raise CheckpointError(
-            f"{where} was made with other settings:\n" + "\n".join(lines) + "\n"
-            "Set them back, start in a new run folder, or allow the change with --allow_change "
-            + " ".join(refused)
-            + "."
-        )
-    return [f"{key} changed from {old} to {new}" for key, (old, new) in changed.items()]
-
-
-def _changed_files(saved: Files, now: Files) -> list[str]:
-    """Which files are other ones, with both fingerprints; a file that only moved is not told."""
-    before = {entry[0]: entry[1] for entry in saved}
-    after = {entry[0]: entry[1] for entry in now}
-    lines = [
-        f"{name}: {print_} then, {after.get(name, 'not there')} now"
-        for name, print_ in before.items()
-        if after.get(name) != print_ and (name in after or print_ not in after.values())
-    ]
-    lines += [
-        f"{name}: not there then, {print_} now"
-        for name, print_ in after.items()
-        if name not in before and print_ not in before.values()
-    ]
-    more = len(lines) - SHOWN_FILES
-    return lines if more <= 0 else [*lines[:SHOWN_FILES], f"and {more} more files"]
+    optimizer = config.optimizer
+    values: dict[str, Any] = {
+        "lr": plan.lr,
+        "lr_min": plan.lr_min,
+        "lr_decay_style": plan.lr_decay_style,
+        "warmup_steps": plan.warmup_steps,
+        "lr_warmup_style": plan.lr_warmup_style,
+        "lr_warmup_start": plan.lr_warmup_start,
+        "decay_steps": plan.decay_steps,
+        "total_steps": plan.total_steps if plan.lr_decay_style == "wsd" else None,
+        "weight_decay": optimizer.weight_decay,
+        "max_grad_norm": optimizer.max_grad_norm,
+    }
+    names = ("sgd_momentum",) if optimizer.optimizer_type == "sgd" else ("adam_beta1", "adam_beta2", "adam_eps")
+    values |= {name: getattr(optimizer, name) for name in names}
+    return {name: "none" if value is None else str(value) for name, value in values.items()}

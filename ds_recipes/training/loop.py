@@ -1,23 +1,19 @@
 """The one training loop. Tasks differ in data and mask only."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
-from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.data.batch import MicroBatch
-from ds_recipes.engine.base import StepResult
-from ds_recipes.errors import TrainingError
-from ds_recipes.training.evaluate import evaluate, perplexity
+from ds_recipes.errors import STOPPED_EARLY, TrainingError
+from ds_recipes.training.bad_steps import answer_bad_step
+from ds_recipes.training.evaluate import Evaluation, evaluate, perplexity
 from ds_recipes.training.run import Run
 from ds_recipes.training.schedule import lr_at
-from ds_recipes.training.state import StepTotals, TrainingState
-
-SKIPPED_STEPS_LIMIT = 10
-"""Steps in a row with a non-finite gradient after which a run ends: nothing is learned any more."""
-
-STOPPED_EARLY = 75
-"""Exit status of a run that stopped on request with a verified checkpoint (EX_TEMPFAIL: queue it again)."""
+from ds_recipes.training.state import StepOutcome, StepTotals, TrainingState
+from ds_recipes.training.step_loss import StepLoss
 
 
 def train(run: Run) -> int:
@@ -31,37 +27,48 @@ def train(run: Run) -> int:
 
 def _train(run: Run) -> int:
     state, stop_reason = run.state, None
+    evaluation: Mapping[str, float] | None = None
+    if run.owes_evaluation:
+        stop_reason = validate(run, state).stop_reason
     while state.step < run.total_steps and stop_reason is None:
+        run.saving.poll()
         run.meter.start_step()
         begin = state.position
         group = run.stream.take()
         run.meter.data_ready()
         totals, stop_reason = agree(run, group, state)
+        if stop_reason is not None:
+            break
+        evaluation = None
         losses = [run.engine.backward(batch, scale=1 / totals.target_tokens) for batch in group]
-        lr = lr_at(state.schedule_step, run.plan)
-        result = run.engine.update(lr)
-        state = state.after(totals, result, run.stream.position, run.stream.data_hash)
+        outcome = update(run, losses, totals, state)
         run.meter.end_step(totals.tokens)
-        last = state.step == run.total_steps or stop_reason is not None
-        report_skipped(run, state, result)
+        verdict = run.guard.judge(state, outcome)
+        stepped = state.after(outcome, is_spike=verdict.spike is not None)
+        state = answer_bad_step(run, outcome, verdict, stepped)
+        if state is not stepped:  # the run went back
+            continue
+        run.trackers.reached(state.step)
+        run.prepare_saving(state.step)
         run.report_repeats(begin, state)
-        if state.step % run.config.logging.log_interval == 0 or last:
-            log_step(run, state, losses, totals, result, lr)
+        if state.step % run.config.logging.log_interval == 0 or state.step == run.total_steps:
+            log_step(run, state, outcome)
         if run.evaluates_after(state.step):
-            run.trackers.evaluation(state.step, evaluate(run.engine, run.validation_stream(), run.world))
-        if run.saves_after(state.step) or last:
-            run.save(state)
-    return finish(run, state, stop_reason)
+            evaluated = validate(run, state)
+            evaluation, stop_reason = evaluated.metrics, evaluated.stop_reason
+        if run.saves_after(state.step) and state.step < run.total_steps:
+            run.saving.save(state, evaluation, must_succeed=False)
+    return finish(run, state, stop_reason, evaluation)
 
 
 def agree(run: Run, group: Sequence[MicroBatch], state: TrainingState) -> tuple[StepTotals, str | None]:
-    """Sum this step's counts over all ranks, and agree on whether it is the last. One all-reduce.
+    """Sum this step's counts over all ranks, and agree on whether to stop before it. One all-reduce.
 
     Raises:
         TrainingError: the step has no target token at all.
     """
     run.world.doing(f"step {state.step + 1}")
-    wish = run.stop.reason(reserve_seconds=run.reserve_seconds())
+    wish = run.stop.reason(reserve_seconds=run.reserve_seconds(state.step + 1))
     sums = run.world.sum(
         [
             sum(batch.num_target_tokens for batch in group),
@@ -82,50 +89,36 @@ def agree(run: Run, group: Sequence[MicroBatch], state: TrainingState) -> tuple[
     return totals, next((reason for reason in reasons if reason), None)
 
 
-def report_skipped(run: Run, state: TrainingState, result: StepResult) -> None:
-    """Say that a step was skipped; end the run when too many follow each other. The verdict is the same on all ranks.
-
-    Raises:
-        TrainingError: `SKIPPED_STEPS_LIMIT` steps in a row were skipped, or more while the loss scale could still fall.
-    """
-    if result.applied:
-        return
-    if result.overflowed:
-        run.trackers.event("overflow", step=state.step, loss_scale=result.loss_scale, in_a_row=state.skipped_in_a_row)
-    else:
-        run.trackers.event(
-            "skipped_step", step=state.step, grad_norm=str(result.grad_norm), in_a_row=state.skipped_in_a_row
-        )
-    if state.skipped_in_a_row >= SKIPPED_STEPS_LIMIT and not scale_may_fall(run, result):
-        scale = f" at a loss scale of {result.loss_scale:g}" if result.loss_scale is not None else ""
-        raise TrainingError(
-            f"{state.skipped_in_a_row} steps in a row had a gradient that is not finite{scale} (the last is step "
-            f"{state.step}). The weights are those of step {state.step - state.skipped_in_a_row}. "
-            f"{run.last_saved_line()} Lower the learning rate, or look at the data from there on."
-        )
+def update(run: Run, losses: Sequence[torch.Tensor], totals: StepTotals, state: TrainingState) -> StepOutcome:
+    """Let the engine take the step, and sum its loss over all ranks. One wait for the device, one all-reduce."""
+    loss = StepLoss(losses)
+    (first,), _ = run.stream.skips.next_positions(state.position, 1)
+    lr = lr_at(state.schedule_step, run.plan)
+    result = run.engine.update(lr)
+    return StepOutcome(
+        totals=totals,
+        result=result,
+        loss=loss.mean(run.world, totals.target_tokens),
+        lr=lr,
+        start=int(first),
+        stop=run.stream.position,
+        data_hash=run.stream.data_hash,
+    )
 
 
-def scale_may_fall(run: Run, result: StepResult) -> bool:
-    """True while dynamic loss scaling, which halves the scale, has not come to its least."""
-    scaling = engine_settings(run.config).loss_scaling
-    if scaling is None or scaling.static is not None or result.loss_scale is None:
-        return False
-    return result.loss_scale > scaling.least
-
-
-def log_step(
-    run: Run, state: TrainingState, losses: Sequence[torch.Tensor], totals: StepTotals, result: StepResult, lr: float
-) -> None:
-    """Write one line of metrics; every rank takes part in summing the loss."""
-    (loss_sum,) = run.world.sum([float(torch.stack([loss.double() for loss in losses]).sum())])
-    loss = loss_sum / totals.target_tokens
+def log_step(run: Run, state: TrainingState, outcome: StepOutcome) -> None:
+    """Write one line of metrics; every rank takes part in the norms of the state."""
+    result = outcome.result
     metrics = {
         "step": state.step,
-        "loss": loss,
-        "perplexity": perplexity(loss),
-        "lr": lr,
+        "loss": outcome.loss,
+        "perplexity": perplexity(outcome.loss),
+        "lr": outcome.lr,
         "grad_norm": result.grad_norm,
         **({} if result.loss_scale is None else {"loss_scale": result.loss_scale}),
+        "skipped_steps": state.skipped_steps,
+        "loss_spikes": state.loss_spikes,
+        "rewinds": len(run.guard.rewinds),
         "tokens": state.tokens,
         "target_tokens": state.target_tokens,
         "samples": state.samples,
@@ -138,11 +131,31 @@ def log_step(
     run.trackers.log(state.step, metrics | run.state_norms(state.step))
 
 
-def finish(run: Run, state: TrainingState, stop_reason: str | None) -> int:
-    """Record how the run ended, after its last checkpoint is published."""
-    if stop_reason is None:
+def validate(run: Run, state: TrainingState) -> Evaluation:
+    """Evaluate, and log what came of it; it is abandoned when the run is to stop."""
+    run.world.doing(f"the evaluation after step {state.step}")
+    started = time.monotonic()
+    wish = partial(run.stop.reason, run.reserve_seconds())
+    evaluation = evaluate(run.engine, run.validation_stream(), run.world, wish)
+    if evaluation.metrics is None:
+        message = f"the evaluation after step {state.step} is abandoned: {evaluation.stop_reason}"
+        run.trackers.event("evaluation_abandoned", step=state.step, message=message)
+    else:
+        run.trackers.evaluation(state.step, evaluation.metrics)
+        run.longest_evaluation_seconds = max(run.longest_evaluation_seconds, time.monotonic() - started)
+    return evaluation
+
+
+def finish(run: Run, state: TrainingState, stop_reason: str | None, evaluation: Mapping[str, float] | None) -> int:
+    """Publish the last checkpoint, then record how the launch ended. Complete means that the last step is durable."""
+    has_trained = state.step != run.state.step
+    if has_trained:
+        run.saving.save(state, evaluation, must_succeed=True)
+    if stop_reason is not None:
+        run.stop.honoured()
+    if state.step == run.total_steps:
         run.trackers.finish("complete", f"step {state.step} of {run.total_steps}")
         return 0
-    run.stop.honoured()
-    run.trackers.finish("stopped", f"{stop_reason} at step {state.step}")
+    where = f"at step {state.step}" if has_trained else f"after loading, before step {state.step + 1}"
+    run.trackers.finish("stopped", f"{stop_reason} {where}")
     return STOPPED_EARLY

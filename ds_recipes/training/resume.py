@@ -1,66 +1,172 @@
-"""Where a run begins: its own newest valid checkpoint, another run's, or the initial weights."""
+"""Where a run begins: its own newest valid checkpoint, another run's, the one that `--resume` names, or the first weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ds_recipes.checkpoint.load import CheckpointReader, Found, check_same_model, find_newest, remove_partials
+from ds_recipes.checkpoint.load import (
+    Found,
+    check_same_model,
+    checkpoints,
+    find_newest,
+    open_reader,
+    remove_partials,
+    set_aside,
+)
 from ds_recipes.checkpoint.rng import derive_rng, restore_rng
+from ds_recipes.config.checkpoint_settings import RESUME_WORDS
 from ds_recipes.config.data_rules import parse_positions
+from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
 from ds_recipes.data.skips import Skips
 from ds_recipes.engine.base import Engine
 from ds_recipes.errors import CheckpointError
 from ds_recipes.models.load import ModelSource
 from ds_recipes.ranges import RangeReader
-from ds_recipes.training.identity import Files, refuse_changes
+from ds_recipes.training.changes import Files, environment_line, not_recorded, refuse_changes
+from ds_recipes.training.identity import Identity
 from ds_recipes.training.state import TrainingState
 from ds_recipes.world.group import World
 
 
-def find_start(config: Config, folder: Path, world: World) -> Found | None:
-    """The checkpoint to continue from, verified; None for a run that begins anew. Every rank must call it.
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins.
+
+    `found` is None for the initial weights. `origin` says what another folder's or an older checkpoint the run was begun
+    from; every checkpoint keeps it, so that the same command, queued again, goes on instead of beginning again. `goes_back`: newer
+    checkpoints of the run folder are not this run's any more. `line` is what the user should know.
+    """
+
+    found: Found | None
+    origin: Mapping[str, Any] | None = None
+    goes_back: bool = False
+    line: str | None = None
+
+
+@dataclass(frozen=True)
+class Now:
+    """What a run is now, to be compared with the checkpoint that it continues."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    trained: Collection[str]  # names of parameters
+    identity: Identity
+    environment: Mapping[str, str]
+    files: Files
+    plan: Plan
+
+
+def find_start(config: Config, folder: Path, world: World) -> Start:
+    """The checkpoint to continue from, verified. Every rank must call it, and rank 0 must hold the run lock.
 
     Raises:
         CheckpointError: checkpoints are there and none is valid, or `resume` asks for something else.
     """
     remove_partials(folder, world)
-    found = find_newest(folder, world)
-    if found is not None and config.checkpoint.resume == "none":
+    resume, verify = config.checkpoint.resume, config.checkpoint.verify
+    if resume not in RESUME_WORDS and Path(resume).resolve() != folder.resolve():
+        return _from_path(Path(resume), folder, verify, world)
+    found = find_newest(folder, world, verify)
+    if found is not None and resume == "none":
         raise CheckpointError(
             f"{folder}: holds checkpoints (the newest is {found.path.name}), and --resume none refuses to continue them. "
             "Choose a new --save_checkpoint_path, or leave --resume out."
         )
+    if found is not None:
+        return Start(found, found.state.get("origin"))
     other = config.checkpoint.load_checkpoint_path
-    if found is None and other is not None and Path(other).resolve() != folder.resolve():
-        found = find_newest(Path(other), world)
+    if other is not None and Path(other).resolve() != folder.resolve():
+        found = find_newest(Path(other).resolve(), world, verify)
         if found is None:
             raise CheckpointError(
                 f"--load_checkpoint_path {other}: holds no checkpoint (no iter_* folder). Name a run folder that has one."
             )
-    if found is None and config.checkpoint.resume == "require":
+        return Start(found, _origin(str(Path(other).resolve()), found))
+    if resume != "auto":
         raise CheckpointError(
-            f"{folder}: holds no checkpoint, and --resume require refuses to start from nothing. "
+            f"{folder}: holds no checkpoint, and --resume {resume} refuses to start from nothing. "
             "Check --save_checkpoint_path, or leave --resume out."
         )
-    return found
+    return Start(None)
 
 
-def check_continues(
-    config: Config,
-    found: Found,
-    shapes: Mapping[str, tuple[int, ...]],
-    identity: Mapping[str, str],
-    files: Files,
-) -> list[str]:
+def _from_path(path: Path, folder: Path, verify: str, world: World) -> Start:
+    """Begin from the checkpoint or run folder that `--resume` names, or go on where that was done before.
+
+    Raises:
+        CheckpointError: it cannot be used, or the run folder holds checkpoints of something else.
+    """
+    asked, own_folder = path.resolve(), folder.resolve()
+    inside = asked.parent == own_folder
+    name = asked.name if inside else str(asked)  # a run folder may be moved
+    has_own = world.broadcast(bool(checkpoints(folder)))
+    own = find_newest(folder, world, "sizes") if has_own else None
+    origin = own.state.get("origin") if own is not None else None
+    if own is not None and origin is not None and origin.get("path") == name:
+        found = find_newest(folder, world, verify)
+        assert found is not None
+        again = f" To go back there once more, move {own.path.name} away." if inside else ""
+        line = f"--resume {path}: this run began there already; it goes on from its own newest checkpoint.{again}"
+        return Start(found, origin, line=line)
+    if own is not None and not inside:
+        raise CheckpointError(
+            f"{folder}: holds checkpoints that were not begun from --resume {path} (the newest is {own.path.name}). Choose a new "
+            "--save_checkpoint_path to begin from there, or leave --resume out to continue these."
+        )
+    found = find_newest(asked, world, verify)
+    if found is None:
+        raise CheckpointError(
+            f"--resume {path}: holds no checkpoint (no iter_* folder). Name a checkpoint, or a run folder that has one."
+        )
+    return Start(found, _origin(name, found), goes_back=inside)
+
+
+def _origin(path: str, found: Found) -> dict[str, Any]:
+    """What a checkpoint's state.json remembers of where its run was begun."""
+    return {"path": path, "checkpoint": found.path.name, "step": found.manifest.step}
+
+
+def announce_start(config: Config, start: Start, now: Now, world: World, say: Callable[[str], None]) -> None:
+    """Refuse a start from another model or with other settings; say what differs and is allowed, or was damaged.
+
+    Raises:
+        CheckpointError: on all ranks.
+    """
+    found = start.found
+    if found is None:
+        return
+    for line in found.skipped:
+        say(f"warning: {line}")
+    if start.line is not None:
+        say(f"note: {start.line}")
+    for line in world.check("resume", lambda: check_continues(config, found, now)):
+        say(f"allowed: {line}")
+    missing = not_recorded(found.state["identity"], now.identity)
+    if missing:
+        say(
+            f"note: {found.path.name} does not record {', '.join(missing)}; whether that is the same as now is not known"
+        )
+    changed = environment_line(found.state.get("environment", {}), now.environment)
+    if changed is not None:
+        say(f"changed since {found.path.name}: {changed}")
+    thawed = [name for name in found.manifest.frozen if name in now.trained]
+    if thawed:
+        say(
+            f"note: {len(thawed)} parameters were frozen in {found.path.name} and train now; their moments start at zero"
+        )
+
+
+def check_continues(config: Config, found: Found, now: Now) -> list[str]:
     """Refuse a checkpoint of another model or of other settings; return what differs and was allowed, line by line.
 
     Raises:
         CheckpointError: with every difference that `allow_change` does not name.
     """
-    check_same_model(found.manifest, shapes, str(found.path))
-    allowed = config.checkpoint.allow_change
+    check_same_model(found.manifest, now.shapes, str(found.path))
+    allowed, state = config.checkpoint.allow_change, found.state
     lines = refuse_changes(
-        found.state["identity"], identity, allowed, str(found.path), found.state.get("data_files", ()), files
+        state["identity"], now.identity, allowed, str(found.path), state.get("data_files", ()), now.files, now.plan
     )
     has_moments = config.optimizer.optimizer_type == "adamw" or config.optimizer.sgd_momentum > 0
     if "exp_avg" not in found.manifest.kinds and has_moments:
@@ -71,6 +177,21 @@ def check_continues(
             )
         lines.append("the optimizer starts with empty moments")
     return lines
+
+
+def leave_behind(start: Start, folder: Path, attempt: str, world: World, say: Callable[[str], None]) -> None:
+    """Rename the run folder's checkpoints that a start does not go on from: damaged ones, and those that it goes back behind.
+
+    Their names are free then: a checkpoint is never published over another. Every rank must call it, after all that can refuse.
+    """
+    found = start.found
+    if found is None or found.path.parent.resolve() != folder.resolve():
+        return
+    if start.goes_back or found.skipped:
+        aside = set_aside(folder, found.manifest.step, attempt, world)
+        if aside:
+            why = f"going back to {found.path.name}; newer" if start.goes_back else "damaged"
+            say(f"note: {why} checkpoints are kept under other names: {', '.join(path.name for path in aside)}")
 
 
 def skips_of(config: Config, found: Found | None) -> tuple[Skips, list[str]]:
@@ -98,12 +219,16 @@ def read_start(source: ModelSource, found: Found | None, world: World) -> RangeR
         InputError: the model's folder does not hold its weights.
     """
     if found is not None:
-        return CheckpointReader(found.path, found.manifest)
+        return open_reader(found.path, found.manifest)
     return world.check("initial weights", lambda: source.initial_weights(world.device))
 
 
 def load_start(config: Config, engine: Engine, start: RangeReader, found: Found | None, world: World) -> TrainingState:
-    """Fill the engine and the random generators. No communication."""
+    """Fill the engine and the random generators. No communication.
+
+    On as many ranks as before each generator goes on where it was; else, and where a checkpoint keeps none, they are
+    seeded from (seed, step, rank), so that the same start gives the same numbers.
+    """
     engine.load_shards(start)
     if found is None:
         derive_rng(config.run.seed, 0, world.rank)

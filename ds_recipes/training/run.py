@@ -1,27 +1,25 @@
-"""One run's parts, put together for the loop: what the loop asks of them, and saving."""
+"""One run's parts, put together for the loop, and what the loop asks of them."""
 
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from ds_recipes.checkpoint.store import save_checkpoint
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
 from ds_recipes.data.corpus import Corpus
 from ds_recipes.data.stream import EvalStream, Stream
 from ds_recipes.engine.base import Engine
+from ds_recipes.training.guard import Guard
 from ds_recipes.training.meter import StepMeter
 from ds_recipes.training.norms import state_norms
+from ds_recipes.training.saving import Saving
 from ds_recipes.training.state import TrainingState
 from ds_recipes.training.stop import StopRequest
 from ds_recipes.training.trackers.group import Trackers
 from ds_recipes.world.group import World
-
-PROBE_TOKENS = 16
-"""Length of the fixed row whose logits a checkpoint records, for the check of an exported model."""
 
 
 @dataclass
@@ -38,14 +36,15 @@ class Run:
     trackers: Trackers
     meter: StepMeter
     stop: StopRequest
+    guard: Guard
     state: TrainingState
     folder: Path
-    identity: dict[str, str]
-    model_files: dict[str, bytes]  # on rank 0
-    tied: dict[str, str]
-    vocabulary_size: int
-    last_saved: Path | None = None
-    longest_save_seconds: float = 0.0
+    identity: dict[str, Any]
+    notes: Mapping[str, Any]  # further entries of state.json, for later launches
+    attempt: str  # this launch's own name for what it makes in the run folder
+    saving: Saving = field(init=False)  # which asks for `record`
+    longest_evaluation_seconds: float = 0.0
+    owes_evaluation: bool = False  # the one after the step that the run continues from was abandoned
 
     @property
     def total_steps(self) -> int:
@@ -62,6 +61,12 @@ class Run:
         interval = self.config.checkpoint.save_interval_iteration
         return interval > 0 and step % interval == 0
 
+    def prepare_saving(self, step: int) -> None:
+        """After the first step, when training has taken the memory that it needs: see to that for saves beside training."""
+        interval = self.config.checkpoint.save_interval_iteration
+        if step == self.state.step + 1 and interval > 0 and -(-step // interval) * interval < self.total_steps:
+            self.saving.prepare()
+
     def validation_stream(self) -> EvalStream:
         assert self.validation is not None
         return EvalStream(self.validation, self.plan, self.world.rank)
@@ -71,9 +76,24 @@ class Run:
         interval = self.config.logging.state_norms_interval
         return state_norms(self.engine, self.world) if interval > 0 and step % interval == 0 else {}
 
-    def reserve_seconds(self) -> float:
-        """Time kept before the deadline: a step and a save, each as long as the longest so far."""
-        return self.meter.longest_step_seconds + 1.5 * self.longest_save_seconds
+    def reserve_seconds(self, step: int | None = None) -> float:
+        """Time kept before the deadline: a save; before `step` that step too, and the evaluation that follows it."""
+        seconds = self.saving.reserve_seconds()
+        if step is not None:
+            seconds += self.meter.longest_step_seconds
+            seconds += self.longest_evaluation_seconds if self.evaluates_after(step) else 0.0
+        return seconds
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint's state.json says of the run besides its counters."""
+        return {
+            "identity": self.identity,
+            "seed": self.config.run.seed,
+            "data_files": self.corpus.files,
+            "skip_samples": self.stream.skips.ranges,
+            "guard": self.guard.to_json(),
+            **self.notes,
+        }
 
     def provenance(self, position: int) -> str:
         """The file and line of the documents in the row at `position` of the run's order."""
@@ -98,39 +118,3 @@ class Run:
             times = "once" if epoch == 1 else f"{epoch} times"
             message = f"{names[source]} has been seen {times} in full; it repeats with a new shuffle"
             self.trackers.event("source_repeats", step=state.step, source=names[source], epoch=epoch, message=message)
-
-    def last_saved_line(self) -> str:
-        return f"The newest checkpoint is {self.last_saved}." if self.last_saved else "No checkpoint was saved yet."
-
-    def save(self, state: TrainingState) -> None:
-        """Publish a checkpoint of `state`, unless there is one or saving is off. Every rank must call it."""
-        if not self.config.checkpoint.save_model or (
-            self.last_saved and self.last_saved.name == f"iter_{state.step:07d}"
-        ):
-            return
-        started = time.monotonic()
-        generator = torch.Generator().manual_seed(0)
-        probe_ids = torch.randint(0, self.vocabulary_size, (1, PROBE_TOKENS), generator=generator)
-        probe_logits = self.engine.logits(probe_ids).cpu()
-        self.last_saved = save_checkpoint(
-            self.folder,
-            state.step,
-            self.engine,
-            state={
-                **state.to_json(),
-                "identity": self.identity,
-                "scaler": self.engine.scaler_state(),
-                "seed": self.config.run.seed,
-                "data_files": self.corpus.files,
-                "skip_samples": self.stream.skips.ranges,
-            },
-            files=self.model_files,
-            probe=(probe_ids, probe_logits),
-            tied=self.tied,
-            world=self.world,
-            save_optimizer=self.config.checkpoint.save_optimizer,
-            keep_last=self.config.checkpoint.keep_last,
-        )
-        seconds = time.monotonic() - started
-        self.longest_save_seconds = max(self.longest_save_seconds, seconds)
-        self.trackers.event("saved", step=state.step, path=str(self.last_saved), seconds=round(seconds, 3))

@@ -12,15 +12,18 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ds_recipes.config.render import to_yaml
 from ds_recipes.config.schema import Config
+from ds_recipes.errors import STOPPED_EARLY
+from ds_recipes.fsops import calls
 from ds_recipes.fsops.durable import replace_file
 
 LAUNCH_VARIABLE = "DS_RECIPES_LAUNCH"
@@ -32,14 +35,25 @@ LOST = {"state": "failed", "reason": "ended without a word (killed, or its host 
 class RunRecord:
     """This launch's entry in run.json. Rank 0 alone has one."""
 
-    def __init__(self, run_folder: Path, config: Config, world_size: int, hosts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        run_folder: Path,
+        config: Config,
+        world_size: int,
+        hosts: Sequence[str],
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Write `run.yaml`, and `run.json` with this launch as running.
+
+        Once `may_write` says no, run.json is another launch's, and left alone.
 
         Raises:
             OSError: the run folder cannot be written.
         """
         self._folder = run_folder
+        self._may_write = may_write
         self._writing = threading.RLock()  # another rank's failure is noted by a thread
+        self._started, self._clock_at_start = datetime.now(UTC), time.monotonic()
         self.launch = os.environ.get(LAUNCH_VARIABLE) or uuid.uuid4().hex[:12]
         run_folder.mkdir(parents=True, exist_ok=True)
         earlier = _earlier_launches(run_folder / "run.json")
@@ -47,7 +61,7 @@ class RunRecord:
             "launch": self.launch,
             "state": "running",
             "reason": None,
-            "started": _now(),
+            "started": self._now(),
             "ended": None,
             "first_step": None,
             "last_step": None,
@@ -58,6 +72,8 @@ class RunRecord:
             "git": git_state(Path(__file__).parent),
         }
         self._launches = [*earlier, self._entry]
+        steps = [launch.get("last_step") for launch in reversed(earlier)]
+        self._last_known: int = next((step for step in steps if step is not None), 0)
         replace_file(run_folder / "run.yaml", to_yaml(config).encode())
         self._write()
 
@@ -80,18 +96,26 @@ class RunRecord:
         assert state in ("complete", "stopped", "failed")
         with self._writing:
             if self._entry["state"] == "running":
-                self._entry |= {"state": state, "reason": reason, "ended": _now()}
+                self._entry |= {"state": state, "reason": reason, "ended": self._now()}
+                if self._entry["last_step"] is None:  # it never came to know where to begin
+                    self._entry |= {"first_step": self._last_known, "last_step": self._last_known}
                 self._write()
 
-    def fail(self, reason: str) -> None:
-        """Record that this launch failed, unless it had already ended well."""
-        self.finish("failed", reason)
+    def fail(self, reason: str, status: int = 1) -> None:
+        """Record that this launch failed, or was stopped before its first step, unless it had already ended well."""
+        self.finish("stopped" if status == STOPPED_EARLY else "failed", reason)
+
+    def _now(self) -> str:
+        """The time by the clock as it stood at the start: a clock that is set meanwhile makes no negative duration."""
+        elapsed = timedelta(seconds=time.monotonic() - self._clock_at_start)
+        return (self._started + elapsed).isoformat(timespec="seconds")
 
     def _write(self) -> None:
         with self._writing:
             latest = {name: self._entry[name] for name in ("launch", "state", "reason")}
             text = json.dumps(latest | {"launches": self._launches}, indent=2) + "\n"
-            replace_file(self._folder / "run.json", text.encode())
+            if self._may_write():
+                replace_file(self._folder / "run.json", text.encode())
 
 
 def versions() -> dict[str, str]:
@@ -134,9 +158,5 @@ def _earlier_launches(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError):
-        path.replace(path.with_name("run.json.damaged"))
+        calls.replace(path, path.with_name("run.json.damaged"))
         return []
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

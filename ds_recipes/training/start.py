@@ -5,7 +5,9 @@ import os
 import torch
 
 from ds_recipes.checkpoint.load import Found
+from ds_recipes.checkpoint.retention import EVALUATION
 from ds_recipes.config.ds.effective import effective_ds_config
+from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.config.plan import Plan, make_plan
 from ds_recipes.config.schema import Config
 from ds_recipes.data.skips import Skips
@@ -17,15 +19,28 @@ from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.flops import count_flops
 from ds_recipes.models.skeleton import parameter_shapes, tied_names
 from ds_recipes.training.announce import announce_engine, announce_inputs
+from ds_recipes.training.environment import environment_of
+from ds_recipes.training.guard import Guard
 from ds_recipes.training.identity import identity_of
 from ds_recipes.training.inputs import Inputs, read_inputs
 from ds_recipes.training.launch import Launch
 from ds_recipes.training.meter import StepMeter, peak_flops
 from ds_recipes.training.model_files import model_files
-from ds_recipes.training.resume import check_continues, find_start, load_start, read_start, skips_of
+from ds_recipes.training.resume import (
+    Now,
+    Start,
+    announce_start,
+    find_start,
+    leave_behind,
+    load_start,
+    read_start,
+    skips_of,
+)
+from ds_recipes.training.room import check_room
 from ds_recipes.training.run import Run
+from ds_recipes.training.saving import ModelRecord, Saving
 from ds_recipes.training.state import TrainingState
-from ds_recipes.training.stop import StopRequest
+from ds_recipes.training.stop import Hurried
 from ds_recipes.training.trackers.group import start_trackers
 
 
@@ -39,40 +54,47 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     world.check("device", lambda: check_device(config, world.device))
     _set_determinism(config)
     inputs = read_inputs(config, world, launch.say)
-    found = find_start(config, launch.folder, world)
+    begin = find_start(config, launch.folder, world)
+    found = begin.found
     skips, late = skips_of(config, found)
     plan = make_plan(config, world.size, inputs.data.corpus.num_rows, skips.ranges)
     assert plan.total_steps is not None
-    identity = identity_of(config, plan, inputs.data)
+    laid_out = make_plan(config, world.size, inputs.data.corpus.num_rows)
+    identity = identity_of(config, laid_out, inputs.data, inputs.source.config_copy().to_dict())
+    environment = environment_of(config, world)
     for line in late:
         launch.say(f"warning: {line}")
-    if found is not None:
-        for line in found.skipped:
-            launch.say(f"warning: {line}")
-        shapes = parameter_shapes(inputs.skeleton)
-        changes = world.check(
-            "resume", lambda: check_continues(config, found, shapes, identity, inputs.data.corpus.files)
-        )
-        for line in changes:
-            launch.say(f"allowed: {line}")
-        if found.manifest.step >= plan.total_steps:
-            launch.nothing_to_do(found.manifest.step, found.path.name)
-            return None
+    shapes = parameter_shapes(inputs.skeleton)
+    trained = frozenset(name for name, tensor in inputs.skeleton.named_parameters() if tensor.requires_grad)
+    now = Now(shapes, trained, identity, environment, inputs.data.corpus.files, plan)
+    announce_start(config, begin, now, world, launch.say)
+    if found is not None and found.manifest.step >= plan.total_steps:
+        launch.nothing_to_do(found.manifest.step, found.path.name)
+        return None
+    leave_behind(begin, launch.folder, launch.attempt, world, launch.say)
+    files = model_files(inputs.source, inputs.skeleton, inputs.tokenizer) if world.rank == 0 else {}
+    first_step = found.manifest.step if found is not None else 0
+    check_room(config, launch, shapes, files, first_step, plan.total_steps)
     start = read_start(inputs.source, found, world)
     announce_inputs(config, launch, plan, inputs)
     engine = create_engine(config, plan, inputs.source, world)
-    state = load_start(config, engine, start, found, world)
+    launch.stop.leave_if_asked(world, "building the engine")
+    world.doing("loading")
+    state = load_start(config, engine, Hurried(start, world.heard_stop), found, world)
+    launch.stop.leave_if_asked(world, "loading")
     check_loss_head(engine, inputs.source.vocabulary_size, config.run.precision)
     attention = choose_attention(config, world.device)
     if config.data.packing != "off":
         check_isolation(engine, inputs.source, config.run.precision, "Use --packing off.")
     elif attention.startswith("flash_attention"):  # which takes a micro-batch's rows end to end
         check_isolation(engine, inputs.source, config.run.precision, "Use --attn_implementation sdpa.")
+    launch.stop.leave_if_asked(world, "the last checks")
+    world.heed(None)
     announce_engine(launch, engine, plan, state, found)
     if launch.record is not None:
         launch.record.write_ds_config(effective_ds_config(config, plan))
         launch.record.continues_from(state.step)
-    return _assemble(config, launch, plan, inputs, engine, state, identity, found, skips)
+    return _assemble(config, launch, plan, inputs, engine, state, now, begin, skips, files)
 
 
 def _assemble(
@@ -82,13 +104,14 @@ def _assemble(
     inputs: Inputs,
     engine: Engine,
     state: TrainingState,
-    identity: dict[str, str],
-    found: Found | None,
+    now: Now,
+    begin: Start,
     skips: Skips,
+    files: dict[str, bytes],
 ) -> Run:
-    world = launch.world
+    world, found = launch.world, begin.found
     device_name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
-    return Run(
+    run = Run(
         config=config,
         plan=plan,
         world=world,
@@ -108,15 +131,46 @@ def _assemble(
         meter=StepMeter(
             plan, count_flops(inputs.skeleton), world.device, peak_flops(device_name, config.run.precision)
         ),
-        stop=StopRequest(launch.folder, world.rank == 0, launch.started, config.checkpoint.stop_after),
+        stop=launch.stop,
+        guard=Guard(
+            config.guards,
+            engine_settings(config).loss_scaling,
+            found.state.get("guard") if found is not None else None,
+        ),
         state=state,
         folder=launch.folder,
-        identity=identity,
-        model_files=model_files(inputs.source, inputs.skeleton, inputs.tokenizer) if world.rank == 0 else {},
-        tied=tied_names(inputs.skeleton),
-        vocabulary_size=inputs.source.vocabulary_size,
-        last_saved=found.path if found is not None and found.path.parent == launch.folder else None,
+        identity=dict(now.identity),
+        notes={"environment": dict(now.environment), "origin": begin.origin},
+        attempt=launch.attempt,
     )
+    run.saving = _saving(run, launch, inputs, files, found)
+    run.owes_evaluation = found is not None and run.saving.last_saved is not None and _owes_evaluation(run, found)
+    return run
+
+
+def _saving(run: Run, launch: Launch, inputs: Inputs, files: dict[str, bytes], found: Found | None) -> Saving:
+    is_own = found is not None and found.path.parent.resolve() == launch.folder.resolve()
+    return Saving(
+        run.config.checkpoint,
+        launch.folder,
+        launch.world,
+        run.engine,
+        run.trackers,
+        ModelRecord(
+            files=files,
+            tied=tied_names(inputs.skeleton),
+            vocabulary_size=inputs.source.vocabulary_size,
+        ),
+        record=run.record,
+        attempt=launch.attempt,
+        fence=launch.fence,
+        last_saved=found.path if found is not None and is_own else None,
+    )
+
+
+def _owes_evaluation(run: Run, found: Found) -> bool:
+    """True if the evaluation after the step of `found` was due and was abandoned."""
+    return run.evaluates_after(found.manifest.step) and found.state.get(EVALUATION, {}) is None
 
 
 def _set_determinism(config: Config) -> None:

@@ -1,58 +1,127 @@
 """What can end a run before its last step: a signal, the deadline of `stop_after`, the file STOP in the run folder.
 
-Each rank notices on its own; the loop sums the verdicts at the start of every step, so all ranks finish that step, save
-and leave together.
+Each rank notices on its own, and hears of the others' wishes within a second (`world/channel.py`), so that long work of
+one rank breaks off. They leave only where they have agreed to: at a `World.check` while they start, and between two steps
+or in an evaluation later. Nothing here imports torch before a run has.
 """
 
+import math
 import os
-import signal
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING
 
-REPEAT_SECONDS = 3.0
-"""A second signal so soon is the same wish: at Ctrl-C a terminal signals the ranks, and their launcher does so too."""
+from ds_recipes.world.signals import first_signal
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+if TYPE_CHECKING:
+    import torch
+
+    from ds_recipes.ranges import RangeReader
+    from ds_recipes.world.group import World
 
 
 class StopRequest:
     """This rank's wish to stop, with its reason.
 
-    A second signal, later than `REPEAT_SECONDS`, ends the process at once. The STOP file is looked for by rank 0 alone; one
-    older than this launch is removed at the start.
+    The STOP file is looked for by rank 0 alone; one older than this launch is removed at the start.
     """
 
-    def __init__(self, run_folder: Path, is_rank_zero: bool, started: float, stop_after_seconds: float | None) -> None:
-        """`started` is a `time.monotonic()` value: the deadline counts from the launch, not from the first step."""
+    def __init__(
+        self,
+        run_folder: Path,
+        is_rank_zero: bool,
+        started: float,
+        stop_after_seconds: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`started` is a value of `clock`: the deadline counts from the launch, not from the first step."""
         self._file = run_folder / "STOP"
         self._looks_for_file = is_rank_zero
-        self._deadline = None if stop_after_seconds is None else started + stop_after_seconds
+        self._saw_file = False
+        self._clock = clock
+        self._started = started
         self._stop_after_seconds = stop_after_seconds
-        self._signal: int | None = None
-        self._signalled = 0.0  # time.monotonic() of the first signal
+        self._deadline = math.inf if stop_after_seconds is None else started + stop_after_seconds
+        self._asked_by_peer: Callable[[], str | None] = _nobody
         if is_rank_zero:
-            self._file.unlink(missing_ok=True)
-        for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+            self._remove_old_file()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is None:
-            self._signal, self._signalled = number, time.monotonic()
-        elif time.monotonic() - self._signalled > REPEAT_SECONDS:
-            os._exit(128 + number)
+    def hear(self, asked_by_peer: Callable[[], str | None]) -> None:
+        """From now on another rank's wish, which `asked_by_peer` tells, is this rank's too."""
+        self._asked_by_peer = asked_by_peer
 
-    def reason(self, reserve_seconds: float) -> str | None:
+    def reason(self, reserve_seconds: float = 0.0) -> str | None:
         """Why this rank wants to stop now, or None. `reserve_seconds` is kept before the deadline, for a step and a save."""
-        if self._signal is not None:
-            return f"signal {signal.Signals(self._signal).name}"
-        if self._deadline is not None and time.monotonic() + reserve_seconds >= self._deadline:
+        name = first_signal()
+        if name is not None:
+            return f"signal {name}"
+        if self._clock() + reserve_seconds >= self._deadline:
             return f"stop_after {self._stop_after_seconds:g} s"
-        if self._looks_for_file and self._file.exists():
+        if self._sees_file():
             return "the file STOP"
-        return None
+        return self._asked_by_peer()
+
+    def leave_if_asked(self, world: "World", phase: str) -> None:
+        """Before the first step: agree on whether to leave. Every rank must call it.
+
+        Raises:
+            StoppedEarly: on all ranks, if one was asked to stop.
+        """
+        world.doing(phase)
+        world.leave_together(self.reason())
 
     def honoured(self) -> None:
         """Remove a STOP file that has been acted on, after the checkpoint is published."""
         if self._looks_for_file:
             self._file.unlink(missing_ok=True)
+
+    def _sees_file(self) -> bool:
+        """Once seen it counts, even if somebody removes it: another rank may have broken off its work already."""
+        self._saw_file = self._saw_file or (self._looks_for_file and self._file.exists())
+        return self._saw_file
+
+    def _remove_old_file(self) -> None:
+        """Remove a file that is older than this launch by the clock of the disk that it lies on: clocks differ."""
+        try:
+            written = self._file.stat().st_mtime
+        except OSError:
+            return
+        probe = self._file.with_name(f".STOP.{os.getpid()}")
+        probe.touch()
+        age_seconds = probe.stat().st_mtime - written
+        probe.unlink()
+        if age_seconds >= self._clock() - self._started:
+            self._file.unlink(missing_ok=True)
+
+
+class Hurried:
+    """A range reader that reads no more once somebody wants to stop: what is not read is zeros.
+
+    Every rank so comes to the next agreement soon, through the same collectives. It must be one that makes them leave.
+    """
+
+    def __init__(self, reader: "RangeReader", asked: Callable[[], str | None]) -> None:
+        self._reader = reader
+        self._asked = asked
+        self.optimizer_step = reader.optimizer_step
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self._reader.names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._reader.shape(name)
+
+    def has(self, kind: str) -> bool:
+        return self._reader.has(kind)
+
+    def read_into(self, kind: str, name: str, start: int, out: "torch.Tensor") -> None:
+        if self._asked() is None:
+            self._reader.read_into(kind, name, start, out)
+        else:
+            out.zero_()
+
+
+def _nobody() -> None:
+    return None

@@ -1,5 +1,7 @@
 """The side channel for bad news: the store through which the ranks met, since no collective works after a failure.
 
+A rank's wish to stop travels on it too, under the key "stop", to ranks that are busy with something else.
+
 The first rank to claim the key "failure" shows its error. The others learn of it from a thread that looks every half
 second, so a rank that is stuck in a collective leaves too. Everyone answers a roll call, which is how a rank that was
 killed is noticed and named.
@@ -17,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from ds_recipes.errors import DsRecipesError, PeerFailure
+from ds_recipes.errors import DsRecipesError, PeerFailure, StoppedEarly
 from ds_recipes.world.resolve import Place
 
 if TYPE_CHECKING:
@@ -53,8 +55,13 @@ class Channel:
         """What this rank is doing, for messages."""
         self.leave: Callable[[], None] | None = None
         """Ends the world in order; set once there is one."""
-        self.note: Callable[[str], None] | None = None
-        """Writes down why the run failed, whichever rank it was; set on the rank that keeps the run's record."""
+        self.note: Callable[[str, int], None] | None = None
+        """Writes down why the run ended, whichever rank it was, and with which exit status; set on the rank that keeps the
+        run's record."""
+        self.wish: Callable[[], str | None] | None = None
+        """Why this rank wants to stop; asked about twice a second, and passed on to all."""
+        self.asked: str | None = None
+        """Why some rank wants to stop, as far as this one has heard. Once it is set it stays."""
         self._store = store
         self._place = place
         self._ending = threading.Lock()
@@ -92,12 +99,15 @@ class Channel:
         status = exit_status(error)
         timer = threading.Timer(LAST_RESORT_SECONDS, os._exit, (status,))
         timer.daemon = True
-        timer.start()
+        with contextlib.suppress(RuntimeError):  # a process that is out of memory gets no new thread
+            timer.start()
         try:
             status = self._end_together(error, status)
         except RuntimeError:  # torch's errors of a store that is gone, and with it rank 0
-            self._note(_reason(error))
-            self._tell_lost_store(error)
+            lost = self._lost_store()
+            self._note(lost if isinstance(error, PeerFailure) else _reason(error), status)
+            own = "" if isinstance(error, PeerFailure) else f"\n{describe(error)}"
+            show_once_a_host(lost + own + self._whereabouts(error))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -110,22 +120,25 @@ class Channel:
         text = describe(error) + self._whereabouts(error)
         claim = json.dumps({"rank": place.rank, "status": status, "text": text, "reason": _reason(error)})
         first = json.loads(store.compare_set("failure", "", claim))
-        self._note(str(first["reason"]))
+        self._note(str(first["reason"]), int(first["status"]))
         store.set(f"here/{place.rank}", "")
         store.add("here", 1)
+        size = place.size
         if first["rank"] == place.rank:
-            self._show(text if _explains_itself(error) else text + self._roll_call())
+            lost = [] if _explains_itself(error) else self._roll_call()
+            self._show(text + (f"\nLost contact with {name_ranks(lost)}. {KILLED}" if lost else ""))
+            size -= len(lost)
         elif not wait_until(lambda: store.check(["shown"]), SHOW_SECONDS):
             self._show(str(first["text"]))
         store.add("left", 1)
         if self._serves_the_store:
-            wait_until(lambda: store.add("left", 0) >= place.size, LEAVE_SECONDS)
+            wait_until(lambda: store.add("left", 0) >= size, LEAVE_SECONDS)
         return int(first["status"])
 
-    def _note(self, reason: str) -> None:
+    def _note(self, reason: str, status: int) -> None:
         if self.note is not None:
-            with contextlib.suppress(OSError):  # a full disk must not keep the error from being shown
-                self.note(reason)
+            with contextlib.suppress(OSError, DsRecipesError):  # a full disk must not keep the error from being shown
+                self.note(reason, status)
 
     def _show(self, text: str) -> None:
         me = str(self._place.rank)
@@ -133,17 +146,16 @@ class Channel:
             show(text)
         self._store.set("shown", "")
 
-    def _roll_call(self) -> str:
-        """A line about the ranks that do not answer; empty if all do."""
+    def _roll_call(self) -> list[int]:
+        """The ranks that do not answer."""
         size = self._place.size
         if wait_until(lambda: self._store.add("here", 0) >= size, ROLL_CALL_SECONDS):
-            return ""
-        lost = [rank for rank in range(size) if not self._store.check([f"here/{rank}"])]
-        return f"\nLost contact with {name_ranks(lost)}. {KILLED}"
+            return []
+        return [rank for rank in range(size) if not self._store.check([f"here/{rank}"])]
 
     def _whereabouts(self, error: BaseException) -> str:
         """Which rank speaks, and what it was doing. An error of all ranks says so itself, in a note."""
-        if self._place.size == 1 or hasattr(error, "__notes__"):
+        if self._place.size == 1 or hasattr(error, "__notes__") or isinstance(error, StoppedEarly):
             return ""
         return f"\n(rank {self._place.rank} of {self._place.size} on {socket.gethostname()}, during {self.phase})"
 
@@ -151,18 +163,16 @@ class Channel:
     def _serves_the_store(self) -> bool:
         return self._place.rank == 0 and not self._place.hosted
 
-    def _tell_lost_store(self, error: BaseException) -> None:
+    def _lost_store(self) -> str:
         place = self._place
         whom = "the launcher's store" if place.hosted else "rank 0"
-        own = "" if isinstance(error, PeerFailure) else f"\n{describe(error)}"
-        show_once_a_host(
-            f"Lost contact with {whom} at {place.address}:{place.port}. {KILLED}{own}{self._whereabouts(error)}"
-        )
+        return f"Lost contact with {whom} at {place.address}:{place.port}. {KILLED}"
 
     def _watch(self) -> None:
         while not self._closed.wait(POLL_SECONDS):
             try:
                 failed = self._store.check(["failure"])
+                self._pass_wishes_on()
             except RuntimeError:
                 failed = True
             if failed:
@@ -170,6 +180,12 @@ class Channel:
             limit = self._limit
             if limit is not None and time.monotonic() > limit[0]:
                 self.fail(limit[1])
+
+    def _pass_wishes_on(self) -> None:
+        if self.asked is None and self.wish is not None and (own := self.wish()) is not None:
+            self._store.compare_set("stop", "", own)
+        if self.asked is None and self._store.check(["stop"]):
+            self.asked = self._store.get("stop").decode()
 
 
 def _reason(error: BaseException) -> str:

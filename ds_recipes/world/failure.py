@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from ds_recipes.errors import DsRecipesError, StartError
+from ds_recipes.errors import DsRecipesError, StartError, StoppedEarly
 from ds_recipes.world import channel
 from ds_recipes.world.resolve import is_speaker, resolve
 
@@ -56,8 +56,9 @@ def _fail_alone(error: BaseException) -> int:
     if is_speaker(os.environ):
         channel.show(channel.describe(error))
         return status
-    time.sleep(SILENT_SECONDS)
-    if not isinstance(error, StartError):
+    if not isinstance(error, StoppedEarly):
+        time.sleep(SILENT_SECONDS)
+    if not isinstance(error, (StartError, StoppedEarly)):
         _carry(error)
     channel.show_once_a_host(channel.describe(error))
     return status
@@ -65,10 +66,10 @@ def _fail_alone(error: BaseException) -> int:
 
 def _carry(error: BaseException) -> None:
     """Meet rank 0 with the error in hand. Returns only if there is no meeting."""
-    from ds_recipes.world.rendezvous import connect  # imports torch
+    from ds_recipes.world.rendezvous import Patience, connect  # imports torch
 
     try:
-        _, line = connect(resolve(os.environ), CARRY_SECONDS)
+        _, line = connect(resolve(os.environ), CARRY_SECONDS, Patience())
     except DsRecipesError:
         return
     line.fail(error)

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from ds_recipes.errors import ConfigError, DsRecipesError, PeerFailure, StartError, WorldError
+from ds_recipes.errors import ConfigError, DsRecipesError, PeerFailure, StartError, StoppedEarly, WorldError
 from ds_recipes.world.channel import Channel, describe, name_ranks
-from ds_recipes.world.rendezvous import Hello, check_hosts, connect, greet
+from ds_recipes.world.rendezvous import Hello, Patience, check_hosts, connect, greet
 from ds_recipes.world.resolve import Place
 
 START_SECONDS = 300.0
@@ -46,16 +46,57 @@ class World:
         self._channel: Channel | None = None
         self._cpu_group: dist.ProcessGroup | None = None
         self._barriers = 0
+        self._phase = "the start"
+        self._wish: Callable[[], str | None] | None = None
 
     def doing(self, phase: str) -> None:
         """Note what this rank is about to do, for the message if it fails. Not collective."""
+        self._phase = phase
         if self._channel is not None:
             self._channel.phase = phase
 
-    def note_failure(self, note: Callable[[str], None]) -> None:
-        """Call `note` with the reason if the run fails, on this rank or another. Not collective."""
+    def note_failure(self, note: Callable[[str, int], None]) -> None:
+        """Call `note` with the reason and the exit status if the run fails, on this rank or another. Not collective."""
         if self._channel is not None:
             self._channel.note = note
+
+    def heed(self, wish: Callable[[], str | None] | None) -> None:
+        """From now on each `check` is also a point at which all ranks leave if `wish` gives a reason on one of them.
+
+        None ends that: the first step is near. Not collective, but every rank must do it between the same two checks.
+        """
+        self._wish = wish
+
+    def heard_stop(self) -> str | None:
+        """Why some rank wants to stop, as far as this one has heard, at most a second late. Costs nothing. Not collective."""
+        return self._channel.asked if self._channel is not None else None
+
+    def wish_to_stop(self) -> str | None:
+        """Why this rank wants to stop, where that is heeded. Not collective."""
+        return self._wish() if self._wish is not None else None
+
+    def break_off_if_asked(self) -> None:
+        """To be called now and then by long work inside a `check`, which then raises on all ranks. Not collective.
+
+        Raises:
+            StoppedEarly: some rank wants to stop, and the first step is not near yet.
+        """
+        reason = self.heard_stop() if self._wish is not None else None
+        if reason is not None:
+            raise StoppedEarly(reason, self._phase)
+
+    def leave_together(self, wish: str | None) -> None:
+        """Leave before the first step if any rank gives a reason as its `wish`.
+
+        Raises:
+            StoppedEarly: on all ranks.
+        """
+        self._leave_if_any(self.gather(wish))
+
+    def _leave_if_any(self, wishes: Sequence[str | None]) -> None:
+        reason = next((wish for wish in wishes if wish is not None), None)
+        if reason is not None:
+            raise StoppedEarly(reason, self._phase)
 
     def sum(self, values: Sequence[Number]) -> list[Number]:
         """Sums over all ranks, position by position, in float64: whole numbers are exact below 2**53."""
@@ -130,20 +171,37 @@ class World:
         Raises:
             DsRecipesError: the same error on all ranks, if any had one that is meant for users.
             PeerFailure: on the others, if `fn` raised anything else on some rank, which raises that.
+            StoppedEarly: on all ranks, if none of this has happened but one was asked to stop; see `heed`.
         """
         self.doing(name)
         failure: Exception | None = None
+        broken_off: str | None = None
         try:
             value = fn()
+        except StoppedEarly as error:
+            broken_off = error.reason
         except Exception as error:
             failure = error
-        verdicts = self.gather(None if failure is None else (type(failure), describe(failure)))
-        failures = {rank: verdict for rank, verdict in enumerate(verdicts) if verdict is not None}
+        verdict = None if failure is None else (type(failure), describe(failure))
+        answers = self.gather((verdict, broken_off or self.wish_to_stop()))
+        failures = {rank: verdict for rank, (verdict, _) in enumerate(answers) if verdict is not None}
         if not failures:
+            self._leave_if_any([wish for _, wish in answers])
             return value
         if failure is not None and (self.size == 1 or not isinstance(failure, DsRecipesError)):
             raise failure
         raise _shared_error(name, failures, self.size)
+
+    def companion(self, timeout_seconds: float = COLLECTIVE_SECONDS) -> "World":
+        """The same ranks on a group of their own, for one thread that works beside this one's. It ends with this world.
+
+        It has no line for failures and no phase: what goes wrong in it is for the thread to report.
+        """
+        other = World(Place(self.rank, self.size, self.local_rank), self.device, self.hosts)
+        if self._cpu_group is not None:
+            timeout = datetime.timedelta(seconds=timeout_seconds)
+            other._cpu_group = dist.new_group(backend="gloo", timeout=timeout)
+        return other
 
     def close(self) -> None:
         """End the world in order, so that a finished run always exits 0 (FACTS: ranks can abort in gloo threads)."""
@@ -172,19 +230,27 @@ def start(
     timeout_seconds: float = START_SECONDS,
     collective_timeout_seconds: float = COLLECTIVE_SECONDS,
     with_deepspeed: bool = True,
+    wish: Callable[[], str | None] = lambda: None,
+    note: Callable[[str, int], None] | None = None,
 ) -> World:
     """Bring all ranks together, and start DeepSpeed's communication on the same groups.
+
+    `wish` says why this rank wants to stop, if it does; it is asked about for as long as the world lasts. `note` is for an
+    end before the ranks have met, see `World.note_failure`.
 
     Raises:
         StartError: ranks are missing, or rank 0 cannot be reached or heard within `timeout_seconds`.
         WorldError: a rank has no GPU of its own, or hosts cannot reach each other by name.
+        StoppedEarly: this rank is to stop, and the others do not come.
     """
     device = _device(place)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, channel = connect(place, timeout_seconds)
+    patience = Patience(wish)
+    store, channel = connect(place, timeout_seconds, patience)
+    channel.wish, channel.note = wish, note
     store.set(f"barrier/{place.rank}", "0")
-    hellos = greet(store, place, _gpu_id(device), timeout_seconds)
+    hellos = greet(store, place, _gpu_id(device), timeout_seconds, patience)
     check_hosts(hellos)
     world = World(place, device, [hello.host for hello in hellos])
     world._store, world._channel = store, channel

@@ -5,14 +5,48 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from ds_recipes.errors import StartError, WorldError
+from ds_recipes.errors import StartError, StoppedEarly, WorldError
 from ds_recipes.world.channel import Channel, name_ranks, wait_until
 from ds_recipes.world.resolve import Place
+
+LAST_WAIT_SECONDS = 5.0
+"""How long a rank that is asked to stop still waits for the others, to leave together with them."""
+
+
+class Patience:
+    """Waiting for the others comes to an end soon once this rank is asked to stop."""
+
+    def __init__(self, wish: Callable[[], str | None] = lambda: None) -> None:
+        self._wish = wish
+        self._until: float | None = None
+
+    def check(self) -> None:
+        """To be called while it waits.
+
+        Raises:
+            StoppedEarly: it has waited long enough since it was asked.
+        """
+        reason = self._wish()
+        if reason is None:
+            return
+        if self._until is None:
+            self._until = time.monotonic() + LAST_WAIT_SECONDS
+        elif time.monotonic() > self._until:
+            raise StoppedEarly(reason, "the wait for the other ranks")
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """As `channel.wait_until`, but with an end. Raises: see `check`."""
+
+        def met() -> bool:
+            self.check()
+            return condition()
+
+        return wait_until(met, seconds)
 
 
 @dataclass(frozen=True)
@@ -24,12 +58,13 @@ class Hello:
     host_name_is_loopback: bool
 
 
-def connect(place: Place, timeout_seconds: float) -> tuple[Store, Channel]:
+def connect(place: Place, timeout_seconds: float, patience: Patience) -> tuple[Store, Channel]:
     """Reach the store at rank 0 (rank 0 serves it), and open the channel for failures.
 
     Raises:
         StartError: rank 0 cannot be reached in time, or cannot listen at its port.
         WorldError: ranks are on several hosts and nothing says where rank 0 is.
+        StoppedEarly: see `Patience`.
     """
     if place.address is None:
         place = agree_on_address(place)
@@ -37,7 +72,7 @@ def connect(place: Place, timeout_seconds: float) -> tuple[Store, Channel]:
     timeout = datetime.timedelta(seconds=timeout_seconds)
     serves = place.rank == 0 and not place.hosted
     if not serves:
-        _wait_for_listener(place, timeout_seconds)
+        _wait_for_listener(place, timeout_seconds, patience)
     port = place.port or 0
     try:
         tcp = TCPStore(place.address, port, is_master=serves, wait_for_workers=False, timeout=timeout)
@@ -49,18 +84,19 @@ def connect(place: Place, timeout_seconds: float) -> tuple[Store, Channel]:
     return PrefixStore(prefix, tcp), channel
 
 
-def greet(store: Store, place: Place, gpu: str | None, timeout_seconds: float) -> list[Hello]:
+def greet(store: Store, place: Place, gpu: str | None, timeout_seconds: float, patience: Patience) -> list[Hello]:
     """Wait until every rank has come, and return what each says about itself, by rank.
 
     Raises:
         StartError: some ranks did not come in time. Rank 0 names them; the others hear of it through the channel.
+        StoppedEarly: see `Patience`.
     """
     host = socket.gethostname()
     mine = Hello(host, gpu, _is_loopback(host))
     store.set(f"hello/{place.rank}", json.dumps(asdict(mine)))
     keys = [f"hello/{rank}" for rank in range(place.size)]
     if place.rank == 0:
-        if not wait_until(lambda: store.check(keys), timeout_seconds):
+        if not patience.wait_until(lambda: store.check(keys), timeout_seconds):
             absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
             hosts = sorted({json.loads(store.get(key))["host"] for key in keys if store.check([key])})
             raise StartError(
@@ -69,7 +105,7 @@ def greet(store: Store, place: Place, gpu: str | None, timeout_seconds: float) -
                 f"Look for their own messages, and whether their hosts reach {place.address}:{place.port} of {host}."
             )
         store.set("all_here", json.dumps([json.loads(store.get(key)) for key in keys]))
-    elif not wait_until(lambda: store.check(["all_here"]), timeout_seconds + 15):  # rank 0 speaks first
+    elif not patience.wait_until(lambda: store.check(["all_here"]), timeout_seconds + 15):  # rank 0 speaks first
         raise StartError(f"Rank 0 did not report within {timeout_seconds:.0f} s that all {place.size} ranks came.")
     return [Hello(**hello) for hello in json.loads(store.get("all_here"))]
 
@@ -142,10 +178,11 @@ def _is_loopback(host: str) -> bool:
         return True
 
 
-def _wait_for_listener(place: Place, timeout_seconds: float) -> None:
+def _wait_for_listener(place: Place, timeout_seconds: float, patience: Patience) -> None:
     """Try until someone listens: torch's own store would print a warning for every attempt."""
     deadline = time.monotonic() + timeout_seconds
     while True:
+        patience.check()
         try:
             socket.create_connection((str(place.address), place.port or 0), timeout=5).close()
             return

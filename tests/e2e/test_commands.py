@@ -8,6 +8,7 @@ import pytest
 
 from ds_recipes.config.load import load_config
 from tests.e2e.launchers import ROOT, run
+from tools import convert_to_hf, upload_to_hub
 
 COVERED = {
     "make quickstart": "test_the_quickstart_runs_from_cold_without_a_compiler",
@@ -23,6 +24,7 @@ COVERED = {
     "python tools/lint_ds_config.py --explain overlap_comm": "test_tools_that_look_at_a_json",
     "python tools/convert_to_hf.py --ckpt runs/tiny_alpaca/iter_0000060 --out runs/tiny_alpaca/hf": "the quickstart",
     'python tools/generate.py runs/tiny_alpaca/hf --prompt "def main("': "the quickstart",
+    "python tools/upload_to_hub.py --path runs/tiny_alpaca/hf --repo NAME --branch iter_0000060 --dry_run": "test_upload.py",
 }
 """Commands that run here as they stand. The others need a cluster or a large model: their settings are parsed."""
 
@@ -36,6 +38,16 @@ ON_A_CLUSTER = (
 )
 
 
+CONVERT, UPLOAD = "python tools/convert_to_hf.py", "python tools/upload_to_hub.py"
+NEEDING_A_MODEL = (
+    f"{CONVERT} --ckpt outputs/checkpoint-500 --model meta-llama/Llama-2-7b-hf --out hf",
+    f"{CONVERT} --model meta-llama/Llama-2-7b-hf --ckpt model.pt --out hf",
+    f"{CONVERT} --run runs/my-model --start 600 --end 800 --increment 200 --jobs 2 --out hf",
+    f"{UPLOAD} --path hf --repo NAME --each branch --start 600 --end 800 --increment 200",
+)
+"""Commands of tools whose kind `test_convert.py` and `test_upload.py` run on small models; these are parsed."""
+
+
 def readme_commands() -> list[str]:
     """The lines of the README's indented blocks, continued lines joined and comments cut off."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
@@ -45,7 +57,7 @@ def readme_commands() -> list[str]:
 
 def test_every_command_of_the_readme_is_run_or_parsed() -> None:
     found = [command for command in readme_commands() if not command.startswith(TOO_LARGE)]
-    assert set(found) == set(COVERED) | set(ON_A_CLUSTER)
+    assert set(found) == set(COVERED) | set(ON_A_CLUSTER) | set(NEEDING_A_MODEL)
 
 
 def test_settings_of_the_commands_for_a_cluster_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +71,13 @@ def test_settings_of_the_commands_for_a_cluster_are_valid(tmp_path: Path, monkey
         flags = shlex.split(re.sub(r".*(train|compare_engines)\.py|--steps 50", "", command))
         flags = [str(run_file) if flag == "run.yaml" else flag for flag in flags]
         assert load_config(flags, env={}).data.dataset == "alpaca"
+
+
+@pytest.mark.parametrize("command", NEEDING_A_MODEL)
+def test_commands_that_need_a_model_are_valid(command: str) -> None:
+    words = shlex.split(command)[2:]
+    folder = upload_to_hub.parse(words).path if command.startswith(UPLOAD) else convert_to_hf.parse(words).out
+    assert folder == Path("hf")
 
 
 @pytest.mark.parametrize("command", [command for command, test in COVERED.items() if test == "test_training_commands"])

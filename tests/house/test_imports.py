@@ -34,9 +34,11 @@ WITHOUT_TORCH = (
     "ds_recipes/hub_probe.py",
     "ds_recipes/config/",
     "ds_recipes/world/resolve.py",
+    "ds_recipes/world/signals.py",
     "ds_recipes/data/index/",
     "ds_recipes/data/array_files.py",
     "ds_recipes/data/published.py",
+    "ds_recipes/checkpoint/hub/",
 )
 """Read before the checks have passed, or by a tool of its own: no import of torch is waited for."""
 

@@ -157,7 +157,7 @@ def test_streaming_trains_the_same(nano: Path, tmp_path: Path) -> None:
 def test_changed_data_are_refused_with_both_fingerprints(nano: Path, tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     shutil.copy(nano.parent / "train.jsonl", path)
-    flags = ("--train_data", str(path), "--run_validation", "false")
+    flags = ("--train_data", str(path), "--run_validation", "false", "--lr_decay_style", "constant")
     assert launch(nano, tmp_path / "run", 1, *flags, "--max_steps", "1").statuses == (0,)
     moved = tmp_path / "moved.jsonl"
     shutil.copy(path, moved)

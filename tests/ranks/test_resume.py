@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.nano import make_nano
-from tests.ranks.training import Ended, metrics, train, until_step
+from tests.ranks.training import Ended, metrics, train, train_py, until_step
 
 STEPS = 20
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "samples", "epoch", "data_hash")
@@ -45,9 +46,9 @@ def exact_lines(folder: Path) -> list[dict[str, Any]]:
     return [{key: line[key] for key in EXACT} for step, line in sorted(metrics(folder).items()) if step > STEPS // 2]
 
 
-def weights_of(folder: Path) -> dict[str, str]:
-    """The hashes of the ranks' files of the last checkpoint."""
-    files = json.loads((folder / f"iter_{STEPS:07d}" / "manifest.json").read_text())["files"]
+def weights_of(folder: Path, step: int = STEPS) -> dict[str, str]:
+    """The hashes of the ranks' files of a checkpoint, the last one."""
+    files = json.loads((folder / f"iter_{step:07d}" / "manifest.json").read_text())["files"]
     return {name: entry["xxh3_128"] for name, entry in files.items() if name.startswith("rank-")}
 
 
@@ -111,24 +112,12 @@ def test_the_stop_file_ends_it_with_75_and_it_goes_on_as_if_nothing_had_been(
     assert weights_of(folder) == weights_of(whole)
 
 
-def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(nano: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "signalled"
-
-    def signal_rank_one(processes: list[Any]) -> None:
-        until_step(folder, 1)
-        os.kill(processes[1].pid, signal.SIGTERM)
-
-    ended = launch(nano, folder, 2, "--max_steps", "500", meanwhile=signal_rank_one)
-    assert ended.statuses == (75, 75), ended.text
-    assert "signal SIGTERM" in json.loads((folder / "run.json").read_text())["reason"]
-    assert len(list(folder.glob("iter_*/manifest.json"))) == 1
-
-
+@pytest.mark.slow
 def test_the_deadline_is_kept_with_time_to_save(nano: Path, tmp_path: Path) -> None:
     folder = tmp_path / "deadline"
-    ended = launch(nano, folder, 2, "--max_steps", "100000", "--lr_warmup", "0", "--stop_after", "8s")
+    ended = launch(nano, folder, 2, "--max_steps", "100000", "--lr_warmup", "0", "--stop_after", "25s")
     assert ended.statuses == (75, 75), ended.text
-    assert json.loads((folder / "run.json").read_text())["reason"].startswith("stop_after 8 s at step")
+    assert json.loads((folder / "run.json").read_text())["reason"].startswith("stop_after 25 s at step")
 
 
 def test_a_kill_loses_nothing_that_was_published(nano: Path, whole: Path, tmp_path: Path) -> None:
@@ -149,21 +138,82 @@ def test_a_kill_loses_nothing_that_was_published(nano: Path, whole: Path, tmp_pa
     assert weights_of(folder) == weights_of(whole)
 
 
-@pytest.mark.parametrize("victim", ["rank-00001-of-00002.safetensors", "state.json", "manifest.json", "config.json"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    nano: Path, whole: Path, tmp_path: Path, victim: str
-) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(nano: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(whole, folder)
-    path = folder / "iter_0000020" / victim
+    path = folder / "iter_0000020" / "rank-00001-of-00002.safetensors"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
     ended = launch(nano, folder, 2)
     assert ended.statuses == (0, 0), ended.text
-    assert f"warning: {folder}/iter_0000020 is not used: " in ended.outputs[0] and victim in ended.outputs[0]
+    assert f"warning: {folder}/iter_0000020 is not used: " in ended.outputs[0] and path.name in ended.outputs[0]
     assert f"continuing from {folder}/iter_0000010" in ended.outputs[0]
     assert weights_of(folder) == weights_of(whole), "the damaged checkpoint was not made anew"
+    (aside,) = folder.glob("iter_0000020.aside-*")
+    assert (aside / path.name).read_bytes() == data, "the damaged one is kept"
+
+
+def test_going_back_to_a_checkpoint_and_queued_again_with_the_same_command(
+    nano: Path, whole: Path, tmp_path: Path
+) -> None:
+    """The first launch goes back, and repeats what came after; the second finds that done and continues it."""
+    folder = tmp_path / "back"
+    shutil.copytree(whole, folder)
+    flags = ("--resume", str(folder / "iter_0000010"))
+    ended = launch(nano, folder, 2, *flags)
+    assert ended.statuses == (0, 0), ended.text
+    (aside,) = folder.glob("iter_0000020.aside-*")
+    assert f"newer checkpoints are kept under other names: {aside.name}" in ended.outputs[0]
+    assert exact_lines(folder) == exact_lines(whole)
+    assert weights_of(folder) == weights_of(whole)
+    ended = launch(nano, folder, 2, *flags)
+    assert ended.statuses == (0, 0), ended.text
+    assert "this run began there already; it goes on from its own newest checkpoint" in ended.outputs[0]
+    assert "the run is complete, iter_0000020 is its last step" in ended.outputs[0]
+    assert len(list(folder.glob("iter_*"))) == 3
+
+
+ROWS_PER_STEP = 30
+"""A fifth of the rows of `make_nano`: its first epoch ends exactly with step 5."""
+
+
+def stopped_within_a_step(argv: Sequence[str]) -> int:
+    """train.py on a rank 1 that gets a signal in the middle of the accumulation of one step."""
+    from ds_recipes.engine.zero3.step import ZeroEngine
+
+    step, micro_step = (int(text) for text in os.environ["STOP_WITHIN"].split(":"))
+    backward, calls = ZeroEngine.backward, 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == (step - 1) * 3 + micro_step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return backward(*args, **kwargs)
+
+    if os.environ["RANK"] == "1":
+        ZeroEngine.backward = counted  # type: ignore[method-assign]
+    return train_py(argv)
+
+
+def test_stopped_within_accumulation_at_the_border_of_an_epoch_and_inside_one(nano: Path, tmp_path: Path) -> None:
+    """A run of two epochs, never stopped, against one that is stopped at the end of the first and within the second."""
+    flags = ("--batch_size_training", "5", "--global_batch_size", str(ROWS_PER_STEP), "--max_steps", "10")
+    assert launch(nano, tmp_path / "whole", 2, *flags).statuses == (0, 0)
+    folder = tmp_path / "stopped"
+    for within, stopped_at in (("5:2", 5), ("3:3", 8)):
+        how = {"program": stopped_within_a_step, "env": {"STOP_WITHIN": within}}
+        ended = launch(nano, folder, 2, *flags, **how)
+        assert ended.statuses == (75, 75), ended.text
+        assert max(metrics(folder)) == stopped_at and (folder / f"iter_{stopped_at:07d}").is_dir()
+    assert launch(nano, folder, 2, *flags).statuses == (0, 0)
+    mine, theirs = metrics(folder), metrics(tmp_path / "whole")
+    assert theirs[5]["epoch"] == 1 and theirs[8]["epoch"] == pytest.approx(1.6)
+    assert [{key: mine[step][key] for key in EXACT} for step in range(1, 11)] == [
+        {key: theirs[step][key] for key in EXACT} for step in range(1, 11)
+    ]
+    assert weights_of(folder, 10) == weights_of(tmp_path / "whole", 10)
 
 
 def test_changed_settings_are_refused_until_allowed(nano: Path, whole: Path, tmp_path: Path) -> None:
@@ -171,17 +221,23 @@ def test_changed_settings_are_refused_until_allowed(nano: Path, whole: Path, tmp
     refused = launch(nano, folder, 1, "--seed", "43")
     assert refused.statuses == (2,)
     assert "seed: the checkpoint has 42, this run has 43" in refused.text
-    allowed = launch(nano, folder, 1, "--seed", "43", "--allow_change", "seed", "--max_steps", "11")
+    shorter = launch(nano, folder, 1, "--max_steps", "11")
+    assert shorter.statuses == (2,)
+    assert "schedule.decay_steps: the checkpoint has 20, this run has 11" in shorter.text
+    flags = ("--seed", "43", "--max_steps", "11", "--allow_change", "seed", "schedule")
+    allowed = launch(nano, folder, 1, *flags)
     assert allowed.statuses == (0,), allowed.text
     assert "allowed: seed changed from 42 to 43" in allowed.text
+    assert "changed since iter_0000010: ranks 2 -> 1" in allowed.text
 
 
 def test_without_the_optimizer_it_goes_on_only_if_asked(nano: Path, tmp_path: Path) -> None:
     folder = tmp_path / "light"
     assert launch(nano, folder, 1, "--max_steps", "2", "--save_optimizer", "False").statuses == (0,)
-    refused = launch(nano, folder, 1, "--max_steps", "4")
+    longer = ("--max_steps", "4", "--allow_change", "schedule")
+    refused = launch(nano, folder, 1, *longer)
     assert refused.statuses == (2,) and "--allow_change optimizer" in refused.text
-    assert launch(nano, folder, 1, "--max_steps", "4", "--allow_change", "optimizer").statuses == (0,)
+    assert launch(nano, folder, 1, *longer, "optimizer").statuses == (0,)
 
 
 def test_keep_last_deletes_older_ones(nano: Path, tmp_path: Path) -> None:

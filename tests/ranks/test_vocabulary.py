@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ds_recipes.checkpoint.export import export
+from ds_recipes.checkpoint.export.wanted import Wanted
+from ds_recipes.checkpoint.export.whole import export
 from ds_recipes.checkpoint.store import save_checkpoint
 from ds_recipes.config.plan import make_plan
 from ds_recipes.data.batch import one_document
@@ -133,7 +134,7 @@ def test_it_trains_and_exports_to_a_folder_for_plain_transformers(family: str, m
     seen, _ = run_ranks(train_and_save, 2, str(models / family), 64, str(tmp_path))
     assert seen["added"] == slice(300, 303)
     assert len(seen["moved"]) == {"llama_tied": 1, "phi": 3}[family] and min(seen["moved"].values()) > 0
-    exported = export(seen["path"], tmp_path / "hf", dtype="float32")
+    exported = export(seen["path"], tmp_path / "hf", Wanted(dtype="float32"))
     assert exported.difference is not None and exported.difference < 1e-5
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from ds_recipes.errors import ConfigError, DsRecipesError, InputError, PeerFailure
+from ds_recipes.world import channel
+from ds_recipes.world.channel import wait_until
 from ds_recipes.world.group import World, solo
 from tests.ranks.launch import RanksFailed, run_ranks
 
@@ -35,6 +37,7 @@ def conversation(world: World) -> dict[str, Any]:
         "shm_op": deepspeed_has_its_shared_memory_op(),
         "log_level": logging.getLogger("DeepSpeed").level,
         "warned": warned_by_deepspeed(),
+        "stopping": stopping(world),
     }
 
 
@@ -63,6 +66,34 @@ def verdicts(world: World) -> dict[str, tuple[str, str]]:
         "config": attempt(refuse((2,), ConfigError(["first", "second"]))),
         "a bug": attempt(refuse((1,), KeyError("hidden_size"))),
         "a bug and a refusal": attempt(refuse((0, 1), [InputError("no"), OSError("disk"), OSError("-")][world.rank])),
+    }
+
+
+def stopping(world: World) -> dict[str, Any]:
+    """How a wish to stop, which rank 2 alone has, comes to the others, and what it does to checks."""
+
+    def refuse() -> None:
+        raise InputError("no")
+
+    def attempt(fn: Any) -> tuple[str, str]:
+        try:
+            return "returned", str(world.check("the files", fn))
+        except Exception as error:
+            return type(error).__name__, str(error)
+
+    before = world.heard_stop()
+    world.heed(lambda: "signal SIGTERM" if world.rank == 2 else None)
+    asked = attempt(lambda: "done")
+    refused = attempt(lambda: refuse() if world.rank == 1 else None)
+    assert channel.current is not None
+    channel.current.wish = world.wish_to_stop
+    heard = wait_until(lambda: world.heard_stop() is not None, 1.5)  # two polls, and some patience
+    broken_off = attempt(lambda: [world.break_off_if_asked(), time.sleep(60)] if world.rank == 0 else None)
+    world.heed(None)
+    unheeded = attempt(world.break_off_if_asked)
+    return {
+        "heard": (before, heard and world.heard_stop()),
+        "checks": {"asked": asked, "refused": refused, "broken off": broken_off, "unheeded": unheeded},
     }
 
 
@@ -151,6 +182,18 @@ def test_a_bug_in_a_check_is_raised_where_it_is_and_reported_elsewhere(heard: li
     assert [report["checks"]["a bug"] for report in heard] == [elsewhere, ("KeyError", "'hidden_size'"), elsewhere]
     elsewhere = ("PeerFailure", "Rank 1 failed in the files: OSError: disk")
     assert [report["checks"]["a bug and a refusal"] for report in heard] == [elsewhere, ("OSError", "disk"), elsewhere]
+
+
+def test_a_wish_to_stop_is_heard_within_two_polls_and_ends_the_next_check(heard: list[dict[str, Any]]) -> None:
+    line = "Stopped before the first step: signal SIGTERM, during the files. Nothing was trained; what was tokenised stays."
+    for report in heard:
+        assert report["stopping"]["heard"] == (None, "signal SIGTERM")
+        assert report["stopping"]["checks"] == {
+            "asked": ("StoppedEarly", line),
+            "refused": ("InputError", "no (rank 1)"),
+            "broken off": ("StoppedEarly", line),
+            "unheeded": ("returned", "None"),
+        }
 
 
 def test_a_barrier_names_the_rank_that_is_late(heard: list[dict[str, Any]]) -> None:

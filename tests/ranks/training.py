@@ -10,7 +10,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from tests.ranks.launch import fork_rank, wait_for
+from tests.ranks.launch import GRACE_SECONDS, fork_rank, wait_for
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,16 @@ def train(
     meanwhile: Callable[[list[ForkServerProcess]], Any] | None = None,
     env: Mapping[str, str] | None = None,
     program: Callable[[Sequence[str]], int] | None = None,
+    grace: float = GRACE_SECONDS,
 ) -> Ended:
-    """Run it to its end. `meanwhile` is called with the ranks' processes once they have started."""
+    """Run it to its end, or `grace` seconds longer than the first rank that fails.
+
+    `meanwhile` is called with the ranks' processes once they have started.
+    """
     processes = start_training(ranks, argv, outputs, env, program)
     if meanwhile is not None:
         meanwhile(processes)
-    wait_for(processes, timeout)
+    wait_for(processes, timeout, grace)
     files = [outputs / f"rank{rank}.txt" for rank in range(ranks)]
     texts = [file.read_text(errors="replace") if file.exists() else "" for file in files]
     for file in files:

@@ -8,9 +8,9 @@ from ds_recipes.data.tokens.make import Task
 from ds_recipes.data.tokens.peers import Peers
 from ds_recipes.data.tokens.progress import Ticker, duration, progress_line, short
 from ds_recipes.data.tokens.share import Report, Share
-from ds_recipes.data.tokens.together import Word, work_together
 from ds_recipes.errors import InputError
 from ds_recipes.world.group import World
+from ds_recipes.world.together import Word, nothing, work_together
 
 
 def build(name: str, task: Task, num_workers: int, peers: Peers, world: World, say: Callable[[str], None]) -> None:
@@ -39,7 +39,7 @@ def build(name: str, task: Task, num_workers: int, peers: Peers, world: World, s
     work_together(world, phase, share.make, share.report, hear, share.give_up)
     world.check(phase, lambda: _refuse([word.report.wrong for word in last_words]))
     leader_finishes = finish if peers.is_leader else lambda *_: None
-    work_together(world, phase, lambda: leader_finishes(task.folder, task.parts), _nothing, _nothing, _nothing)
+    work_together(world, phase, lambda: leader_finishes(task.folder, task.parts), nothing, nothing, nothing)
     if missing and world.rank == 0:
         _, documents, tokens = _sums(last_words, peers)
         say(
@@ -58,7 +58,3 @@ def _refuse(found: Sequence[Wrong | None]) -> None:
     wrong = [one for one in found if one is not None]
     if wrong:
         raise InputError(min(wrong, key=lambda one: one.part).message)
-
-
-def _nothing(*_: object) -> None:
-    """No report, and nothing to hear."""

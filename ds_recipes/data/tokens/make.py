@@ -42,7 +42,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Stopped(Exception):
-    """Another rank has found an earlier wrong record, or has failed; this part is not needed."""
+    """Another rank has found an earlier wrong record, or has failed, or the run is to stop; this is not needed."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class PartMaker:
         self._files = OpenFiles(task.files, most_open=1)
 
     def make(self, number: int, go_on: Callable[[], bool] = lambda: True) -> PartFacts:
-        """Write a part unless it is there already. `go_on` is asked between batches.
+        """Write a part unless it is there already. `go_on` is asked again and again.
 
         Raises:
             InputError: the first record that cannot be used, unless such are skipped.
@@ -117,7 +117,7 @@ class PartMaker:
             for piece in part.slices:
                 writer.begin_slice()
                 name = self._task.files[piece.file].name
-                for encoded, bad, num_left_out in self._encoded(piece):
+                for encoded, bad, num_left_out in self._encoded(piece, go_on):
                     if bad and not self._task.skip_bad:
                         raise InputError(bad[0].message)
                     writer.add(encoded)
@@ -128,22 +128,30 @@ class PartMaker:
         write_facts(folder, part, facts)
         return facts
 
-    def _encoded(self, piece: Slice) -> Iterator[tuple[Encoded, list[Bad], int]]:
+    def _encoded(self, piece: Slice, go_on: Callable[[], bool]) -> Iterator[tuple[Encoded, list[Bad], int]]:
         """Documents of a slice, batch by batch; entries that cannot be used, in order; how many were left out."""
         task = self._task
         if self._format is None:
             for encoded, bad in self._files.token_file(piece.file).read(piece.start, piece.stop, task.vocabulary_size):
                 yield encoded, bad, 0
             return
-        for batch in read_batches(self._files.source(piece.file), piece, self._format, task.skip_bad):
+        for batch in read_batches(self._files.source(piece.file), piece, self._format, task.skip_bad, go_on):
             encoded = task.encoder.encode(batch.records, batch.samples)
             yield encoded, sorted([*batch.bad, *encoded.bad], key=lambda one: one.entry), batch.num_left_out
 
 
-def read_batches(source: Source, piece: Slice, record_format: Format, skip_bad: bool) -> Iterator[_Batch]:
-    """The records of a slice as samples, in batches. Without `skip_bad` nothing is read after a bad entry."""
+def read_batches(
+    source: Source, piece: Slice, record_format: Format, skip_bad: bool, go_on: Callable[[], bool]
+) -> Iterator[_Batch]:
+    """The records of a slice as samples, in batches. Without `skip_bad` nothing is read after a bad entry.
+
+    Raises:
+        Stopped: `go_on` said no. It is asked before each record: a user's function may take its time.
+    """
     batch = _Batch()
     for record in source.read(piece.start, piece.stop):
+        if not go_on():
+            raise Stopped
         try:
             sample = record_format.read(record) if isinstance(record, Record) else record
         except InputError as error:

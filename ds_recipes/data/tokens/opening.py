@@ -1,6 +1,7 @@
 """Finding and opening the files of a data path on all ranks: each file is indexed once, and all must see the same bytes."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from ds_recipes.data.index.cache import Progress
 from ds_recipes.data.published import cache_beside
 from ds_recipes.data.sources.megatron import is_megatron
 from ds_recipes.data.tokens.files import DataFile, describe
+from ds_recipes.data.tokens.make import Stopped
 from ds_recipes.data.tokens.peers import Peers
 from ds_recipes.data.tokens.progress import Ticker
-from ds_recipes.data.tokens.together import work_together
 from ds_recipes.errors import InputError
 from ds_recipes.world.channel import name_ranks
 from ds_recipes.world.group import World
+from ds_recipes.world.together import work_together
 
 Place = tuple[Path | HubData, Path]
 """A file, and the folder for what is derived from it."""
@@ -60,6 +62,7 @@ def open_together(
     """
     phase = f"reading {path.text}"
     ticker = Ticker(say if world.rank == 0 else None)
+    given_up = threading.Event()
     latest: list[str] = []
     known: dict[Place, DataFile] = {}
 
@@ -67,6 +70,8 @@ def open_together(
         name = path.text if isinstance(place[0], HubData) else place[0]
 
         def note(done: int, total: int) -> None:
+            if given_up.is_set():
+                raise Stopped
             latest[:] = [f"reading {name} for the first time: {100 * done / max(total, 1):.0f} %"]
 
         return note
@@ -80,7 +85,7 @@ def open_together(
         if latest:
             ticker.tick(latest[0])
 
-    work_together(world, phase, open_share, lambda: None, hear, lambda: None)
+    work_together(world, phase, open_share, lambda: None, hear, given_up.set)
     files = world.check(phase, lambda: tuple(known.get(place) or describe(*place) for place in places))
     content = str(xxhash.xxh3_128(",".join(file.fingerprint for file in files).encode()).hexdigest())
     check_same(

@@ -29,7 +29,7 @@ class Ticker:
 def progress_line(name: str, done: int, total: int, made: int, tokens: int, seconds: float) -> str:
     """Parts done of all, and what the `made` ones among them, made in `seconds`, gave."""
     line = f"tokenising {name}: {done:,} of {total:,} parts, {short(tokens)} tokens"
-    if made:
+    if made and seconds > 0:
         left = (total - done) * seconds / made
         line += f", {short(tokens / seconds)} tokens/s, {duration(left)} left"
     return line

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from ds_recipes.data.tokens.answers import Answer, Failed, Made, Wrong
 from ds_recipes.data.tokens.make import PartMaker, Stopped, Task
-from ds_recipes.data.tokens.together import Word
 from ds_recipes.data.tokens.workers import Workers
 from ds_recipes.errors import DsRecipesError, InputError
+from ds_recipes.world.together import Word
 
 SMALL_BYTES = 4 << 20
 """Less than this to read is done before worker processes have started."""

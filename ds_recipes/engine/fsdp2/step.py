@@ -14,7 +14,7 @@ from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import OptimizerConfig
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord, install_checkpointing
-from ds_recipes.engine.base import Engine, Shard, StepResult
+from ds_recipes.engine.base import Engine, Shard, StepResult, weighted
 from ds_recipes.engine.fsdp2.build import check_precision, make_mesh, mixed_precision, shard_model, sharded_modules
 from ds_recipes.engine.fsdp2.local_state import LocalState
 from ds_recipes.engine.inputs import model_inputs
@@ -73,7 +73,7 @@ class Fsdp2Engine(Engine):
         if self._local.replicas > 1:
             self._root.set_requires_all_reduce(is_last)
         loss = self._forward(**model_inputs(batch, self._world.device, self._attention))
-        (loss * (scale * self._loss_scale)).backward()
+        weighted(loss, scale * self._loss_scale).backward()
         return loss.detach()
 
     @property

@@ -1,7 +1,8 @@
 """The step under ZeRO, with DeepSpeed's own averaging undone so that the loop's loss convention holds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -13,7 +14,7 @@ from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import OptimizerConfig
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord, install_checkpointing
-from ds_recipes.engine.base import Engine, Shard, StepResult
+from ds_recipes.engine.base import Engine, Shard, Sink, StepResult, weighted
 from ds_recipes.engine.inputs import model_inputs
 from ds_recipes.engine.optimizer import make_optimizer, moments_in
 from ds_recipes.engine.zero3 import scaler
@@ -22,6 +23,7 @@ from ds_recipes.engine.zero3.experts import give_every_expert_a_gradient
 from ds_recipes.engine.zero3.leaf import leaf_class_names, mark_expert_blocks
 from ds_recipes.engine.zero3.local_state import LocalState
 from ds_recipes.engine.zero3.low_stages import LowStageState, forget_gradients
+from ds_recipes.engine.zero3.native_save import save_native
 from ds_recipes.engine.zero3.nvme import settle
 from ds_recipes.engine.zero3.placement import clear_placement, prepare_placement
 from ds_recipes.engine.zero3.precision import real_precision
@@ -91,7 +93,7 @@ class ZeroEngine(Engine):
         self._micro_steps_done += 1
         self._deepspeed.set_gradient_accumulation_boundary(self._micro_steps_done == self._micro_steps)
         loss: torch.Tensor = self._deepspeed(**model_inputs(batch, self._world.device, self._attention))
-        self._deepspeed.backward(loss * (scale * self._world.size), scale_wrt_gas=False)
+        self._deepspeed.backward(weighted(loss, scale * self._world.size), scale_wrt_gas=False)
         return loss.detach()
 
     def update(self, lr: float) -> StepResult:
@@ -172,6 +174,10 @@ class ZeroEngine(Engine):
         """Go on where `scaler_state` was taken, by either engine."""
         if self._scales_loss:
             scaler.from_state(self._zero.loss_scaler, state)
+
+    def write_native(self, folder: Path, tag: str, step: int, create: Callable[[Path], Sink]) -> None:
+        """DeepSpeed's `save_checkpoint`. Every rank must call it."""
+        save_native(self._deepspeed, folder, tag, step, create)
 
     def describe(self) -> dict[str, Any]:
         """Precision, sharding and optimizer, for the start's table and the manifest."""

@@ -76,6 +76,10 @@ class BackgroundTracker(Tracker):
         """Hand over an event."""
         self._put(lambda tracker: tracker.event(kind, fields))
 
+    def rewind(self, step: int, total_steps: int) -> None:
+        """Hand over that the run went back."""
+        self._put(lambda tracker: tracker.rewind(step, total_steps))
+
     def close(self) -> None:
         """Let the tracker finish, for `close_seconds` at most."""
         self._put(None)

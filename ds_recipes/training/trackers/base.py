@@ -11,6 +11,9 @@ METRIC_NAMES = (
     "lr",
     "grad_norm",  # before clipping
     "loss_scale",  # of the step, in fp16 only
+    "skipped_steps",  # cumulative: loss or gradient not finite
+    "loss_spikes",  # cumulative
+    "rewinds",  # cumulative: times that the run went back after a divergence
     "tokens",  # cumulative, all ranks, without padding
     "target_tokens",  # cumulative, all ranks
     "samples",  # documents, cumulative, all ranks
@@ -40,6 +43,9 @@ PANELS = {
     "lr": "optimizer/lr",
     "grad_norm": "optimizer/grad_norm",
     "loss_scale": "optimizer/loss_scale",
+    "skipped_steps": "optimizer/skipped_steps",
+    "loss_spikes": "training/loss_spikes",
+    "rewinds": "training/rewinds",
     "tokens_per_sec": "stats/tokens_per_sec",
     "tokens_per_sec_per_rank": "stats/tokens_per_sec_per_gpu",
     "mfu": "stats/mfu",
@@ -86,6 +92,10 @@ class Tracker(ABC):
     @abstractmethod
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Take something that happened: a save, a signal, a skipped step, a fault."""
+
+    @abstractmethod
+    def rewind(self, step: int, total_steps: int) -> None:
+        """The run goes on from `step`: what was logged of later steps no longer holds."""
 
     @abstractmethod
     def close(self) -> None:

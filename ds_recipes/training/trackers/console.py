@@ -77,6 +77,13 @@ class Console(Tracker):
             return
         self.say(f"{kind.replace('_', ' ')}: " + (fields.get("message") or "  ".join(_plain(fields))))
 
+    def rewind(self, step: int, total_steps: int) -> None:
+        """Count the steps, and the time that is left, from `step` on."""
+        self._total_steps, self._first_step, self._started = total_steps, step, self._clock()
+        if self._bar is not None:
+            bar = self._bar
+            self._guarded(lambda: bar.reset(self._task, total=total_steps, completed=step))
+
     def close(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:

@@ -31,11 +31,15 @@ class Trackers:
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """A training step's metrics (`METRIC_NAMES`), with norms of the optimizer's state where they were computed."""
+        self.reached(step)
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+
+    def reached(self, step: int) -> None:
+        """A step is done; not every one is logged."""
         self._step = step
         if self._record is not None:
             self._record.reached(step)
-        for tracker in self._trackers:
-            tracker.log(step, metrics)
 
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """An evaluation's results after `step`: names that start with eval_."""
@@ -46,6 +50,12 @@ class Trackers:
         """Something happened; a field `message` is what the screen shows, instead of all fields."""
         for tracker in self._trackers:
             tracker.event(kind, fields)
+
+    def rewind(self, step: int, total_steps: int) -> None:
+        """The run goes on from `step`, and `total_steps` may have changed: what was logged of later steps is dropped."""
+        self.reached(step)
+        for tracker in self._trackers:
+            tracker.rewind(step, total_steps)
 
     def finish(self, state: str, reason: str) -> None:
         """The launch is over: `state` is complete, stopped or failed. Writes run.json, then closes the trackers."""

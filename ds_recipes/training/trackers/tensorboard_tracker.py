@@ -16,9 +16,13 @@ class TensorBoardTracker(Tracker):
         Raises:
             OSError: the folder cannot be written.
         """
+        self._folder = run_folder / "tensorboard"
+        self._open(resume_step)
+
+    def _open(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(run_folder / "tensorboard", purge_step=resume_step + 1)
+        self._writer = SummaryWriter(self._folder, purge_step=step + 1)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write a step's numbers."""
@@ -32,6 +36,11 @@ class TensorBoardTracker(Tracker):
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Events stay in the run folder."""
+
+    def rewind(self, step: int, total_steps: int) -> None:
+        """Hide the steps after `step`."""
+        self._writer.close()
+        self._open(step)
 
     def close(self) -> None:
         """Close the file."""

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ds_recipes.config.schema import LoggingConfig
+from ds_recipes.fsops.durable import make_folders, replace_file
 from ds_recipes.training.trackers.base import Tracker, panel_values
 
 INIT_SECONDS = 60.0
@@ -19,7 +20,8 @@ DEFAULT_URL = "https://api.wandb.ai"
 class WandbTracker(Tracker):
     """One wandb run for one run folder, however often it is started again. wandb's files lie in RUN/wandb.
 
-    Starting again from step k logs the steps after k a second time; wandb keeps what it has, which is the same.
+    Starting again from step k logs the steps after k a second time; wandb keeps what it has, which is the same, unless the
+    run went back after a divergence: then wandb shows that until the run has passed it.
     """
 
     def __init__(self, logging: LoggingConfig, mode: str, run_folder: Path, settings: Mapping[str, Any]) -> None:
@@ -54,6 +56,9 @@ class WandbTracker(Tracker):
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Events stay in the run folder."""
+
+    def rewind(self, step: int, total_steps: int) -> None:
+        """wandb's steps only ever grow: it takes numbers again once the run is beyond those that it has."""
 
     def close(self) -> None:
         """Send what is left, for `FINISH_SECONDS` at most."""
@@ -96,6 +101,6 @@ def run_id(run_folder: Path) -> str:
     if path.exists() and (kept := path.read_text().strip()):
         return kept
     made = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{made}\n")
+    make_folders(path.parent)
+    replace_file(path, f"{made}\n".encode())
     return made

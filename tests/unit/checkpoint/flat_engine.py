@@ -1,12 +1,15 @@
 """The least that can be saved: tensors by name, this rank's even share of each, Adam's moments made up from them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ds_recipes.checkpoint.store import save_checkpoint
+from ds_recipes.checkpoint.contents import Contents, capture
+from ds_recipes.checkpoint.rank_file import Streamed, own_ranges
+from ds_recipes.checkpoint.retention import Keep
+from ds_recipes.checkpoint.store import Published, Store, save_checkpoint
 from ds_recipes.engine.base import Shard
 from ds_recipes.world.group import World, solo
 
@@ -53,3 +56,23 @@ def save(folder: Path, step: int, engine: Any = None, world: World | None = None
     }
     engine = engine or FlatEngine(some_tensors(step))
     return save_checkpoint(folder, step, engine, world=world or solo(), **(given | changed))
+
+
+def contents(engine: Any, step: int, state: Mapping[str, Any] | None = None) -> Contents:
+    """What is saved beside the engine's ranges, all of it made up."""
+    return capture(engine, step, {"step": step, "identity": {}, **(state or {})}, {"config.json": b"{}"}, PROBE, {})
+
+
+def publish(
+    folder: Path,
+    step: int,
+    keep: Keep,
+    engine: Any = None,
+    world: World | None = None,
+    state: Mapping[str, Any] | None = None,
+    fence: Callable[[], None] = lambda: None,
+) -> Published:
+    """Save through the `Store` itself, with its answer."""
+    engine, world = engine or FlatEngine(some_tensors(step)), world or solo()
+    part = Streamed(engine, own_ranges(engine.shards(), world, save_optimizer=True))
+    return Store(folder, world, "test-1", keep, fence).publish(contents(engine, step, state), part)

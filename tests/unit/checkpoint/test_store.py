@@ -1,26 +1,33 @@
 """What is saved can be found and read again in any slices; what is damaged is named and never used."""
 
+import errno
 import json
 import os
 import random
 import resource
 import shutil
+import struct
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ds_recipes.checkpoint.load import CheckpointReader, check_same_model, find_newest, remove_partials
 from ds_recipes.checkpoint.manifest import read_manifest
+from ds_recipes.checkpoint.rank_file import Streamed
+from ds_recipes.checkpoint.retention import Keep
 from ds_recipes.checkpoint.rng import capture_rng, derive_rng, restore_rng
-from ds_recipes.errors import CheckpointError, TrainingError
+from ds_recipes.errors import CheckpointError, SaveError, TrainingError
+from ds_recipes.fsops import calls
 from ds_recipes.world.group import solo
-from tests.unit.checkpoint.flat_engine import FlatEngine, save, some_tensors
+from tests.unit.checkpoint.flat_engine import FlatEngine, publish, save, some_tensors
 
 
 def read_all(path: Path, kind: str = "fp32") -> dict[str, torch.Tensor]:
@@ -51,6 +58,91 @@ def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
 def test_a_rank_file_is_plain_safetensors(tmp_path: Path) -> None:
     tensors = load_file(save(tmp_path, 1) / "rank-00000-of-00001.safetensors")
     assert set(tensors) == {f"{kind}/{name}" for kind in ("fp32", "exp_avg", "exp_avg_sq") for name in some_tensors()}
+
+
+def test_another_program_can_read_it_by_the_documentation(tmp_path: Path) -> None:
+    """docs/checkpoints.md, "The files, exactly", followed with json, struct, numpy and xxhash alone."""
+    path = save(tmp_path, 3, FlatEngine(some_tensors(3), frozen=["norm.weight"]), files={"config.json": "é".encode()})
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    assert (manifest["format"], manifest["version"], manifest["layout"]) == ("ds_recipes flat ranges", 1, "ranges")
+    content = {key: value for key, value in manifest.items() if key not in ("format", "version", "xxh3_128")}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    assert manifest["xxh3_128"] == xxhash.xxh3_128_hexdigest(canonical)
+    assert {file.name for file in path.iterdir()} == {"manifest.json", *manifest["files"]}
+    raw = {name: (path / name).read_bytes() for name in manifest["files"]}
+    for name, record in manifest["files"].items():
+        assert record["bytes"] == len(raw[name]) and record["xxh3_128"] == xxhash.xxh3_128_hexdigest(raw[name])
+    for name, tensor in some_tensors(3).items():
+        for kind in manifest["kinds"] if name not in manifest["frozen"] else ["fp32"]:
+            values = np.concatenate([read_range(raw[file], f"{kind}/{name}") for file, _, _ in covered(manifest, name)])
+            full = {"fp32": tensor, "exp_avg": tensor * 0.1, "exp_avg_sq": tensor.square()}[kind]
+            assert np.array_equal(values.reshape(manifest["parameters"][name]["shape"]), full.numpy())
+    assert isinstance(json.loads(raw["state.json"])["rng"], list)
+
+
+def covered(manifest: dict[str, Any], name: str) -> list[tuple[str, int, int]]:
+    cover = [tuple(part) for part in manifest["parameters"][name]["cover"]]
+    assert sum(length for _, _, length in cover) == np.prod(manifest["parameters"][name]["shape"], dtype=int)
+    return cover
+
+
+def read_range(raw: bytes, name: str) -> np.ndarray:
+    (length,) = struct.unpack("<Q", raw[:8])
+    assert (8 + length) % 64 == 0
+    entry = json.loads(raw[8 : 8 + length])[name]
+    begin, end = entry["data_offsets"]
+    assert entry["dtype"] == "F32" and entry["shape"] == [(end - begin) // 4]
+    return np.frombuffer(raw[8 + length + begin : 8 + length + end], dtype="<f4")
+
+
+def test_a_hint_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "latest").mkdir()
+    published = publish(tmp_path, 1, Keep())
+    assert published.path.is_dir() and len(published.warnings) == 1
+    assert "the checkpoint's name could not be noted" in published.warnings[0]
+
+
+def test_a_folder_that_is_seen_late_is_waited_for(tmp_path: Path) -> None:
+    """Another host may see what rank 0 made seconds later."""
+    left = 2
+
+    def not_yet(call: calls.Call) -> None:
+        nonlocal left
+        if call.kind == "stat" and "partial" in call.path.name and left:
+            left -= 1
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(call.path))
+
+    calls.interceptor = not_yet
+    try:
+        assert publish(tmp_path, 1, Keep()).path.is_dir() and left == 0
+    finally:
+        calls.interceptor = None
+
+
+def test_what_is_read_back_otherwise_than_written_deletes_nothing(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def flip(call: calls.Call) -> None:
+        """The disk changes a byte once the checkpoint has its name."""
+        if call.kind == "rename":
+            file = next(call.path.glob("rank-*"))
+            damaged = bytearray(file.read_bytes())
+            damaged[-1] ^= 1
+            file.write_bytes(damaged)
+
+    calls.interceptor = flip
+    try:
+        with pytest.raises(SaveError, match=r"rank-.* is damaged .* right after it was saved"):
+            publish(tmp_path, 3, Keep(last=2))
+    finally:
+        calls.interceptor = None
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == ["iter_0000001", "iter_0000002"]
+
+
+def test_a_rank_that_holds_nothing_writes_no_file(tmp_path: Path) -> None:
+    part = Streamed(FlatEngine({}), ())
+    assert part.write(tmp_path).files == {} and not list(tmp_path.iterdir())
 
 
 def test_without_optimizer_or_without_moments_only_weights_are_there(tmp_path: Path) -> None:

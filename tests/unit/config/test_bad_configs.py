@@ -51,6 +51,32 @@ FLAGS = {
         "--use_fast_kernels is true (command line) picks the attention kernel, but --attn_implementation is eager "
         "(command line). Leave one of them out."
     ),
+    "--keep_every 100": (
+        "--keep_every is 100 (command line) has no effect: keep_last is not set, so all are kept. Set --keep_last too."
+    ),
+    "--keep_last 1": "--keep_last must be at least 2, not 1 (command line)",
+    "--keep_last 2 --keep_best 1": (
+        "--keep_best is 1 (command line) needs a validation loss: name data with --validation_data, or leave it out."
+    ),
+    "--spike_window 5": (
+        "--spike_window is 5 (command line): so few losses do not say what is normal. Set at least 8, or 0 to turn the watch off."
+    ),
+    "--spike_recovery rewind --spike_window 0": (
+        "--spike_recovery is rewind (command line), but --spike_window is 0 (command line): no spike is ever seen. Set "
+        "spike_window, or leave it out."
+    ),
+    "--spike_recovery rewind --save_optimizer false": (
+        "--spike_recovery is rewind (command line), but --save_optimizer is false (command line): there would be nothing to go "
+        "back to. Leave one of them out."
+    ),
+    "--spike_recovery rewind --save_interval_iteration 0": (
+        "--spike_recovery is rewind (command line), but --save_interval_iteration is 0 (command line): there is no checkpoint to "
+        "go back to before the end. Set an interval."
+    ),
+    "--spike_recovery rewind --save_interval_iteration 1 --keep_last 3": (
+        "--spike_recovery is rewind (command line), but --keep_last is 3 (command line): in a row of 4 spikes (spike_patience) up "
+        "to 3 checkpoints are saved, and the last good one would be deleted. Keep at least 4, or save less often."
+    ),
     "--run_validation": (
         "--run_validation is true (command line), but validation_data is not set: name its files with --validation_data, or "
         "hold out a fraction of the training data with --validation_split"
@@ -74,6 +100,15 @@ FLAGS = {
     "--save_model false": (
         "--save_model is false (command line), but save_optimizer is true (default): the optimizer's state is of no use "
         "without the weights. Set save_optimizer to false too."
+    ),
+    "--checkpoint_format deepspeed --engine fsdp": (
+        "--checkpoint_format is deepspeed (command line), but --engine is fsdp (command line): only DeepSpeed writes its own "
+        "files. Leave one of them out."
+    ),
+    "--checkpoint_format deepspeed --save_optimizer false": (
+        "--save_optimizer is false (command line), but --checkpoint_format is deepspeed (command line): DeepSpeed keeps the "
+        "float32 weights with the optimizer's state, and other programs cannot read the ones without the other. Leave one of "
+        "them out."
     ),
     "--wandb_name x": (
         "--wandb_name is x (command line) has no effect: wandb_project is not set. Name it with --wandb_project."

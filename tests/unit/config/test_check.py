@@ -1,6 +1,7 @@
 """Files that cannot be used are named before anything heavy is loaded, with what to do."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -203,3 +204,20 @@ def test_nvme_offload_needs_its_folder_and_what_it_is_built_with(here: Path, mon
     write_json(here, {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "nvme"}}})
     expected = missing_for_async_io()
     assert problems(ds_config="zero3.json") == ([] if expected is None else [f"zero3.json: {expected}"])
+
+
+def test_state_on_nvme_cannot_be_saved_for_other_programs(here: Path) -> None:
+    Path("nvme").mkdir()
+    for device, expected in (("nvme", 1), ("cpu", 0)):
+        section = {"stage": 3, "offload_optimizer": {"device": device, "nvme_path": "nvme"}}
+        write_json(here, {"zero_optimization": section})
+        lines = [
+            line
+            for line in problems(ds_config="zero3.json", checkpoint_format="deepspeed")
+            if "checkpoint_format" in line
+        ]
+        assert len(lines) == expected
+        assert all(
+            re.match(r"--checkpoint_format deepspeed \(command line\): zero3\.json has the state on NVMe", line)
+            for line in lines
+        )

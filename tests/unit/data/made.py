@@ -64,6 +64,17 @@ class ThreadWorld:
     def doing(self, phase: str) -> None:
         """Nothing to note here."""
 
+    def wish_to_stop(self) -> str | None:
+        """Nobody has one."""
+        return None
+
+    def break_off_if_asked(self) -> None:
+        """Nobody is asked."""
+
+    def leave_together(self, wish: str | None) -> None:
+        """Nobody does."""
+        assert self.gather(wish) == [None] * self.size
+
     def check(self, name: str, fn: Callable[[], Any]) -> Any:
         value, failure = None, None
         try:

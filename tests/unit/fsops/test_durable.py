@@ -1,6 +1,8 @@
 """Files and folders are there whole or not at all, whatever fails on the way."""
 
 import errno
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from ds_recipes.errors import ConfigError
 from ds_recipes.fsops import calls, faults
 from ds_recipes.fsops.again import again
 from ds_recipes.fsops.calls import Call
-from ds_recipes.fsops.durable import publish, remove_folder, replace_file, write_file
+from ds_recipes.fsops.durable import make_folders, publish, remove_folder, replace_file, write_file
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,60 @@ def test_a_folder_that_somebody_removed_is_not_published(tmp_path: Path) -> None
         publish(tmp_path / ".part", tmp_path / "final")
 
 
+def test_an_error_of_what_is_read_keeps_its_own_name(tmp_path: Path) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"1"
+        yield (tmp_path / "source").read_bytes()
+
+    with pytest.raises(FileNotFoundError) as caught:
+        write_file(tmp_path / "target", pieces())
+    assert caught.value.filename == str(tmp_path / "source")
+
+
+def test_a_file_system_that_cannot_sync_folders_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = errno.EINVAL
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    calls.sync_folder(tmp_path)
+    code = errno.EIO
+    with pytest.raises(OSError):
+        calls.sync_folder(tmp_path)
+
+
+def test_folders_are_made_with_their_parents_and_may_be_there(tmp_path: Path) -> None:
+    seen: list[str] = []
+    calls.interceptor = lambda call: seen.append(f"{call.kind} {call.path.name}")
+    for _ in range(2):
+        make_folders(tmp_path / "a" / "b")
+    assert seen == ["mkdir a", f"fsync_folder {tmp_path.name}", "mkdir b", "fsync_folder a"]
+    (tmp_path / "file").touch()
+    make_folders(tmp_path / "file")
+    assert (tmp_path / "file").is_file(), "whoever writes into it hears of it"
+
+
+def test_a_write_that_takes_less_than_it_is_given_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data[:3])))
+    assert write_file(tmp_path / "file", [b"0123456789", b"", memoryview(b"abcd")]) == 14
+    calls.append(tmp_path / "file", b"and more")
+    assert (tmp_path / "file").read_bytes() == b"0123456789abcdand more"
+
+
+def test_a_signal_can_be_a_fault(tmp_path: Path) -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    try:
+        arm("signal:USR1@2 kind=append")
+        for _ in range(3):
+            calls.append(tmp_path / "file", b"1")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [signal.SIGUSR1]
+
+
 def test_other_errors_are_not_repeated() -> None:
     seen = []
 
@@ -122,7 +178,7 @@ def test_faults_are_refused_without_permission(monkeypatch: pytest.MonkeyPatch) 
     assert calls.interceptor is not None
 
 
-@pytest.mark.parametrize("text", ["kil@1", "fail:NOTHING@1", "delay:soon@1", "kill@1 who=me", "kill"])
+@pytest.mark.parametrize("text", ["kil@1", "fail:NOTHING@1", "delay:soon@1", "kill@1 who=me", "kill", "signal:NONE@1"])
 def test_a_fault_that_does_not_exist_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=faults.VARIABLE):
         faults.parse(text)

@@ -28,9 +28,15 @@ class Recorder(Tracker):
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         self.calls.append(kind)
 
+    def rewind(self, step: int, total_steps: int) -> None:
+        self.calls.append(("rewind", step, total_steps))
+
     def close(self) -> None:
         self._on_close()
         self.calls.append("closed")
+
+
+LOGGED = [(step, {"loss": 1.0}) for step in range(20)]
 
 
 def fail() -> None:
@@ -57,8 +63,9 @@ def test_every_call_arrives_in_order_before_close_returns() -> None:
     tracker = BackgroundTracker("t", lambda: inner, notes.append)
     tracker.evaluation(0, {"eval_loss": 2.0})
     tracker.event("saved", {})
+    tracker.rewind(0, 20)
     drive(tracker, 20)
-    assert inner.calls == [(0, {"eval_loss": 2.0}), "saved", *((step, {"loss": 1.0}) for step in range(20)), "closed"]
+    assert inner.calls == [(0, {"eval_loss": 2.0}), "saved", ("rewind", 0, 20), *LOGGED, "closed"]
     assert notes == []
 
 

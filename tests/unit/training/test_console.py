@@ -33,6 +33,17 @@ def test_one_plain_line_a_step_with_the_time_left() -> None:
     )
 
 
+def test_the_time_left_is_counted_from_where_the_run_went_back_to() -> None:
+    now = [0.0]
+    out = io.StringIO()
+    console = Console(100, 0, out, clock=lambda: now[0])
+    now[0] = 1000.0
+    console.rewind(40, 90)
+    now[0] = 1010.0
+    console.log(50, METRICS)
+    assert out.getvalue().startswith("step 50/90  ") and out.getvalue().endswith("eta 0:00:40\n")
+
+
 def test_unknown_numbers_are_left_out_and_events_show_their_message() -> None:
     out = io.StringIO()
     console = Console(9, 0, out)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ds_recipes.errors import TrainingError
+from ds_recipes.fsops import calls, faults
 from ds_recipes.training.trackers.base import METRIC_NAMES
 from ds_recipes.training.trackers.metrics_file import JsonLines, MetricsFiles
 
@@ -62,6 +63,18 @@ def test_starting_again_removes_later_steps_and_says_so(tmp_path: Path, resume_s
     )
 
 
+def test_going_back_removes_later_steps_and_says_so(tmp_path: Path) -> None:
+    files = MetricsFiles(tmp_path, "launch", 0)
+    for step in range(1, 6):
+        files.log(step, {"weight_l2": 3.0} | metrics_of(step))
+    files.rewind(2, 10)
+    files.log(3, {"weight_l2": 4.0} | metrics_of(3))
+    assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [line["weight_l2"] for line in read(tmp_path / "state_norms.jsonl")] == [3.0, 3.0, 4.0]
+    events = [(event["kind"], event["after_step"], event["lines"]) for event in read(tmp_path / "events.jsonl")]
+    assert events == [("metrics_removed", 2, 3)] * 2
+
+
 @pytest.mark.parametrize("cut", range(1, 12))
 def test_a_line_cut_off_by_a_kill_is_removed(tmp_path: Path, cut: int) -> None:
     file = JsonLines(tmp_path / "m.jsonl")
@@ -95,3 +108,28 @@ def test_events_carry_time_launch_and_kind_and_are_never_removed(tmp_path: Path)
 def test_a_full_disk_is_an_error_that_names_the_file() -> None:
     with pytest.raises(TrainingError, match=r"/dev/full cannot be written: No space left on device"):
         JsonLines(Path("/dev/full")).append({"step": 1})
+
+
+def test_a_line_behind_one_that_was_cut_off_stands_alone(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    JsonLines(path).append({"step": 1})
+    path.write_bytes(path.read_bytes() + b'{"step": 2, "lo')
+    file = JsonLines(path)
+    file.append({"step": 3})
+    file.append({"step": 4})
+    assert path.read_text().splitlines() == ['{"step": 1}', '{"step": 2, "lo', '{"step": 3}', '{"step": 4}']
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT"])
+def test_a_full_disk_is_named_and_the_next_line_stands_alone(tmp_path: Path, error: str) -> None:
+    file = JsonLines(tmp_path / "events.jsonl")
+    calls.interceptor = faults.Faults(faults.parse(f"fail:{error}@2 kind=append"))
+    try:
+        file.append({"step": 1})
+        with pytest.raises(TrainingError, match=r"events\.jsonl cannot be written"):
+            file.append({"step": 2})
+        file.append({"step": 3})
+    finally:
+        calls.interceptor = None
+    lines = file.path.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ('{"step": 1}', '{"step": 3}')

@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ds_recipes.config.schema import Config, OptimizerConfig
+from ds_recipes.errors import STOPPED_EARLY
+from ds_recipes.training import run_record
 from ds_recipes.training.run_record import LAUNCH_VARIABLE, RunRecord, git_state
 
 CONFIG = Config(optimizer=OptimizerConfig(lr=0.25))
@@ -42,6 +45,31 @@ def test_a_launch_says_running_from_the_start_and_then_how_it_ended(
     assert {"python", "torch", "deepspeed", "transformers"} <= set(entry["versions"])
     assert entry["started"] <= entry["ended"]
     assert "lr: 0.25" in (folder / "run.yaml").read_text()
+
+
+def test_a_launch_that_never_came_to_its_first_step_stands_where_the_one_before_ended(tmp_path: Path) -> None:
+    RunRecord(tmp_path, CONFIG, 1, ["a"]).fail("Stopped before the first step", STOPPED_EARLY)
+    trained = RunRecord(tmp_path, CONFIG, 1, ["a"])
+    trained.continues_from(0)
+    trained.reached(7)
+    trained.fail("the disk is full")
+    RunRecord(tmp_path, CONFIG, 1, ["a"]).fail("Stopped before the first step", STOPPED_EARLY)
+    launches = read(tmp_path)["launches"]
+    assert [launch["state"] for launch in launches] == ["stopped", "failed", "stopped"]
+    assert [(launch["first_step"], launch["last_step"]) for launch in launches] == [(0, 0), (0, 7), (7, 7)]
+
+
+def test_a_clock_that_is_set_back_makes_no_negative_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SetBack(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(1999, 1, 1, tzinfo=tz)
+
+    record = RunRecord(tmp_path, CONFIG, 1, ["a"])
+    monkeypatch.setattr(run_record, "datetime", SetBack)
+    record.finish("complete", "done")
+    entry = read(tmp_path)["launches"][0]
+    assert datetime.fromisoformat(entry["ended"]) >= datetime.fromisoformat(entry["started"])
 
 
 def test_earlier_launches_are_kept_and_a_killed_one_is_called_failed(tmp_path: Path) -> None:

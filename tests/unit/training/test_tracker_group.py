@@ -74,14 +74,17 @@ def test_a_tracker_that_fails_is_recorded_once_and_the_run_goes_on(
 def test_tensorboard_files_hold_the_numbers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for resume_step, steps in ((0, (1, 2, 3)), (1, (2,))):
+    for resume_step, steps in ((0, (1, 2, 3)), (1, (2, 3, 4))):
         trackers = start(tmp_path, LoggingConfig(tensorboard=True), resume_step)
         for step in steps:
             trackers.log(step, metrics_of(step) | {"loss": float(step)})
+        if resume_step:
+            trackers.rewind(2, 10)
+            trackers.log(3, metrics_of(3) | {"loss": 0.5})
         trackers.finish("stopped", "the file STOP")
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
-    assert [(event.step, event.value) for event in read.Scalars("training/loss")] == [(1, 1.0), (2, 2.0)]
+    assert [(event.step, event.value) for event in read.Scalars("training/loss")] == [(1, 1.0), (2, 2.0), (3, 0.5)]
 
 
 @pytest.mark.parametrize(

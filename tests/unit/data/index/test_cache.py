@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import xxhash
 
-from ds_recipes.data import published
 from ds_recipes.data.array_files import INT64, ArrayFile, facts_of_array
 from ds_recipes.data.index import kept
 from ds_recipes.data.index.cache import file_fingerprint, index_folder, open_index, open_whole_index
 from ds_recipes.data.index.kept import ARRAY_ENDS_BYTES, FileState
 from ds_recipes.errors import InputError
+from ds_recipes.fsops import calls
 from tests.unit.data.index.made import Entries, entries_of, lines_of, make_cache, open_beside, was_read, write
 
 CONTENT = b"".join(b'{"number": %d}\n' % i for i in range(30_000))
@@ -262,15 +262,16 @@ def test_jobs_that_start_at_once_agree(tmp_path: Path) -> None:
 
 
 def open_and_die(path: str, syncs: int) -> None:
-    """Be killed when so many files have been made durable."""
-    done = []
+    """Be killed when so many files and folders are about to be made durable."""
+    seen = 0
 
-    def sync(target: Path) -> None:
-        done.append(target)
-        if len(done) == syncs:
+    def kill(call: calls.Call) -> None:
+        nonlocal seen
+        seen += call.kind.startswith("fsync")
+        if seen == syncs:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    published.sync = sync
+    calls.interceptor = kill
     open_beside(Path(path))
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from ds_recipes.data.tokens import peers as peers_module
 from ds_recipes.data.tokens.peers import _connected, find_peers
-from ds_recipes.data.tokens.together import work_together
 from ds_recipes.errors import InputError
+from ds_recipes.world.together import work_together
 from tests.unit.data.made import on_ranks
 
 

@@ -33,6 +33,9 @@ def test_a_line_of_progress() -> None:
     line = progress_line("data/train.jsonl", 34, 120, 30, 12_300_000, 10.0)
     assert line == "tokenising data/train.jsonl: 34 of 120 parts, 12.3 M tokens, 1.23 M tokens/s, 29 s left"
     assert progress_line("a", 3, 7, 0, 0, 10.0) == "tokenising a: 3 of 7 parts, 0 tokens"
+    assert progress_line("a", 3, 7, 1, 9, 0.0) == "tokenising a: 3 of 7 parts, 9 tokens", (
+        "a clock that has not moved yet"
+    )
 
 
 def test_lines_come_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

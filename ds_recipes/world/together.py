@@ -1,7 +1,7 @@
 """Long work beside short talk: each rank works in a thread while its main thread keeps in touch with the others.
 
-A collective that waits for the slowest rank would time out after half an hour, and nobody would hear of an error before.
-Here no rank is in a collective for longer than it takes the others to come to it.
+A collective that waits for the slowest rank would time out after half an hour, and nobody would hear of an error, or of a
+wish to stop, before. Here no rank is in a collective for longer than it takes the others to come to it.
 """
 
 import threading
@@ -12,6 +12,9 @@ from typing import Generic, TypeVar
 from ds_recipes.world.group import World
 
 LONGEST_PAUSE_SECONDS = 1.0
+
+LAST_SECONDS = 2.0
+"""How long work that has been told to give up may take to clear away what it has half done."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,7 +44,9 @@ def work_together(
 
     Raises:
         DsRecipesError: see `World.check`.
+        StoppedEarly: on all ranks, as soon as one is asked to stop.
     """
+    world.doing(name)
     outcome: list[T | _Raised] = []
     thread = threading.Thread(target=lambda: outcome.append(_attempt(work)), name=name, daemon=True)
     thread.start()
@@ -50,6 +55,7 @@ def work_together(
         while True:
             ended = not thread.is_alive()
             words = world.gather(Word(ended, ended and isinstance(outcome[0], _Raised), report()))
+            world.leave_together(world.wish_to_stop())
             hear(words)
             if all(word.ended for word in words):
                 break
@@ -57,8 +63,13 @@ def work_together(
             pause = min(1.5 * pause, LONGEST_PAUSE_SECONDS)
     except BaseException:
         give_up()
+        thread.join(LAST_SECONDS)
         raise
     return world.check(name, lambda: _result(outcome[0]))
+
+
+def nothing(*_: object) -> None:
+    """No report, nothing to hear, or no way to give up: what is left half done is hidden."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""Load an exported model as anyone would, and say in JSON how it compares with what it was made from.
+
+    python -P fresh_load.py REQUEST
+
+REQUEST is JSON: `folder`, `dtype`, `trust_remote_code`, and either `probe`, a file with token ids and the logits that the
+training engine computed for them, or `source`, a checkpoint of another program, and `wanted`, how it is read. Run in a
+process of its own with plain transformers: nothing of ds_recipes is imported before the model has computed its logits, so
+what passes here passes on a machine that has never seen it.
+"""
+
+import json
+import sys
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+PROBE_TOKENS = 16
+
+
+def compare(request: dict[str, Any]) -> dict[str, object]:
+    """Keys that loading missed or did not know, and the largest difference of the logits with their own size."""
+    folder, trust = request["folder"], request["trust_remote_code"]
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model, info = load(
+        folder, dtype=getattr(torch, request["dtype"]), output_loading_info=True, trust_remote_code=trust
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    probe = load_file(request["probe"]) if request["probe"] else {"input_ids": _some_ids(model.get_input_embeddings())}
+    with torch.inference_mode():
+        logits = model.eval()(probe["input_ids"]).logits.float()  # [1, tokens, vocabulary]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    del model
+    expected = probe["logits"] if "logits" in probe else _reference(request, probe["input_ids"])
+    return {
+        "missing": sorted(map(str, info["missing_keys"])),
+        "unexpected": sorted(map(str, info["unexpected_keys"])),
+        "mismatched": sorted(map(str, info["mismatched_keys"])),
+        "difference": float((logits - expected).abs().max()),
+        "largest_logit": float(expected.abs().max()),
+        "tokenizer_size": len(tokenizer),
+        "parameters": parameters,
+    }
+
+
+def _some_ids(embedding: torch.nn.Module) -> torch.Tensor:
+    rows = embedding.get_parameter("weight").shape[0]
+    return torch.randint(0, rows, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+
+
+def _reference(request: dict[str, Any], input_ids: torch.Tensor) -> torch.Tensor:
+    from ds_recipes.checkpoint.export.reference import reference_logits
+
+    return reference_logits(request["source"], request["wanted"], input_ids)
+
+
+if __name__ == "__main__":
+    print("\n" + json.dumps(compare(json.loads(sys.argv[1]))))

@@ -1,0 +1,110 @@
+"""Another program's parameters under the names that the model has for them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ds_recipes.errors import CheckpointError
+from ds_recipes.models.skeleton import parameter_shapes, tied_names
+from ds_recipes.ranges import COPY_BYTES, RangeReader
+
+PREFIXES = ("module.", "_orig_mod.", "_forward_module.")
+"""What wrappers of a model (data parallel, torch.compile, Lightning) put before all of its names."""
+
+RECOMPUTED = r"rotary_emb\.inv_freq$"
+"""Older versions of transformers saved these frequencies, which follow from the config."""
+
+
+class ModelNames:
+    """A range reader with exactly the model's parameters, each once, out of one that may call them otherwise.
+
+    Of a tied parameter any of its names will do. If there are several, their values must be equal.
+    """
+
+    def __init__(self, reader: RangeReader, skeleton: PreTrainedModel, where: Path) -> None:
+        """Find every parameter.
+
+        Raises:
+            CheckpointError: one is missing, has another shape, or is none of the model's; tied ones differ.
+        """
+        self._reader = reader
+        self._shapes = parameter_shapes(skeleton)
+        self.optimizer_step = reader.optimizer_step
+        aliases: dict[str, list[str]] = {name: [name] for name in self._shapes}
+        for further, name in tied_names(skeleton).items():
+            aliases[name].append(further)
+        there = _plain_names([*reader.names, *getattr(reader, "tied", {})])
+        found = {name: [there[alias] for alias in mine if alias in there] for name, mine in aliases.items()}
+        self._refuse_other_model(found, there, skeleton, where)
+        for name, sources in found.items():
+            for other in sources[1:]:
+                self._refuse_untied(name, sources[0], other, where)
+        self._sources = {name: sources[0] for name, sources in found.items()}
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def has(self, kind: str) -> bool:
+        return self._reader.has(kind)
+
+    def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
+        """Copy elements [start, start + out.numel()) of the flattened parameter into `out`."""
+        self._reader.read_into(kind, self._sources[name], start, out)
+
+    def _refuse_other_model(
+        self, found: Mapping[str, list[str]], there: Mapping[str, str], skeleton: PreTrainedModel, where: Path
+    ) -> None:
+        problems = [f"  {name}: absent" for name, sources in found.items() if not sources]
+        problems += [
+            f"  {name}: {list(self._reader.shape(source))}, the model has {list(self._shapes[name])}"
+            for name, sources in found.items()
+            for source in sources
+            if self._reader.shape(source) != self._shapes[name]
+        ]
+        known = {source for sources in found.values() for source in sources}
+        ignored: Any = getattr(skeleton, "_keys_to_ignore_on_load_unexpected", None) or ()
+        patterns = [RECOMPUTED, *ignored]
+        problems += [
+            f"  {name}: no parameter of the model"
+            for name, source in there.items()
+            if source not in known and not any(re.search(pattern, name) for pattern in patterns)
+        ]
+        if problems:
+            more = [f"  and {len(problems) - 5} more"] if len(problems) > 5 else []
+            raise CheckpointError(
+                f"{where} holds another model than config.json describes ({skeleton.config.model_type}):\n"
+                + "\n".join(problems[:5] + more)
+                + "\nName the folder of the model that was trained with --model."
+            )
+
+    def _refuse_untied(self, name: str, one: str, other: str, where: Path) -> None:
+        if getattr(self._reader, "tied", {}).get(other, other) == getattr(self._reader, "tied", {}).get(one, one):
+            return
+        numel = torch.Size(self._shapes[name]).numel()
+        for start in range(0, numel, COPY_BYTES // 4):
+            pair = torch.empty((2, min(COPY_BYTES // 4, numel - start)))
+            self._reader.read_into("fp32", one, start, pair[0])
+            self._reader.read_into("fp32", other, start, pair[1])
+            if not torch.equal(pair[0], pair[1]):
+                raise CheckpointError(
+                    f"{where}: the model ties {one} and {other}, but they differ. If they were trained apart, set "
+                    "tie_word_embeddings to false in the config.json of --model."
+                )
+
+
+def _plain_names(names: Sequence[str]) -> dict[str, str]:
+    """The names without what wrappers put before all of them, and the names as they are."""
+    plain = {name: name for name in names}
+    for _ in PREFIXES:
+        for prefix in PREFIXES:
+            if plain and all(name.startswith(prefix) for name in plain):
+                plain = {name.removeprefix(prefix): source for name, source in plain.items()}
+    return plain
