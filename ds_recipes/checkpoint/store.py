@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from ds_recipes.checkpoint.contents import Contents, capture
-from ds_recipes.checkpoint.files import FileRecord, drop_from_cache, why_damaged, write_file
+from ds_recipes.checkpoint.files import FileRecord, drop_from_cache, read_record, write_file
 from ds_recipes.checkpoint.manifest import MANIFEST, PROBE, STATE, Manifest, Parameter, Range, check_cover
 from ds_recipes.checkpoint.rank_file import KINDS, Part, Streamed, Written, own_ranges
 from ds_recipes.checkpoint.retention import Keep, Retention, delete_checkpoint
@@ -34,6 +34,14 @@ class Published:
 
     path: Path
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why a rank could not read back what it wrote."""
+
+    text: str
+    is_damaged: bool
 
 
 def checkpoint_name(step: int) -> str:
@@ -72,7 +80,8 @@ class Store:
 
         try:
             on_all("make checkpoint folder", lambda: self._make(partial, needed) if self._world.rank == 0 else None)
-            own = on_all("write checkpoint", lambda: _write_part(partial, part))
+            on_all("see checkpoint folder", lambda: again(lambda: calls.size_of(partial), also={errno.ENOENT}))
+            own = on_all("write checkpoint", lambda: part.write(partial))
             parts, generators = self._world.gather(own), self._world.gather(contents.generators)
 
             def finish() -> None:
@@ -113,22 +122,32 @@ class Store:
         """Delete the checkpoints that need not be kept, once every rank has read back what it wrote.
 
         Raises:
-            SaveError: what is read back is not what was written; the new checkpoint is gone again, the old ones are there.
+            SaveError: it cannot be read back, or is not what was written. The old ones are there; a new one that is damaged
+                is gone again.
         """
         warnings: list[str] = []
         doomed = self._world.broadcast(self._doomed(final, warnings) if self._world.rank == 0 else [])
         if doomed:
-            try:
-                self._world.check("verify checkpoint", lambda: _verify(final, own))
-            except SaveError:
-                if self._world.rank == 0:
-                    with contextlib.suppress(OSError):
-                        delete_checkpoint(final)
-                raise
+            self._read_back(final, own)
+            self._world.check("run lock", lambda: self._fence() if self._world.rank == 0 else None)
         if self._world.rank == 0:
             for path in doomed:
                 _try(lambda path=path: delete_checkpoint(path), f"{path} could not be deleted", warnings)  # type: ignore[misc]
         return tuple(self._world.broadcast(warnings))
+
+    def _read_back(self, final: Path, own: Written) -> None:
+        findings = self._world.gather(self._world.check("verify checkpoint", lambda: _verify(final, own)))
+        problems = [finding for finding in findings if finding is not None]
+        if not problems:
+            return
+        is_damaged = any(problem.is_damaged for problem in problems)
+        if is_damaged and self._world.rank == 0:
+            with contextlib.suppress(OSError):
+                delete_checkpoint(final)
+        raise SaveError(
+            f"{final}: {problems[0].text}, right after it was saved{': it is removed again' if is_damaged else ''}. No older "
+            "checkpoint was deleted. Look at the disk and the memory of the host."
+        )
 
     def _doomed(self, final: Path, warnings: list[str]) -> list[Path]:
         found: list[Path] = []
@@ -185,12 +204,6 @@ def _try(fn: Callable[[], object], what: str, warnings: list[str]) -> None:
         warnings.append(f"{what}: {error}")
 
 
-def _write_part(partial: Path, part: Part) -> Written:
-    """Write this rank's files, once the folder that rank 0 made is seen here."""
-    again(lambda: calls.size_of(partial), also={errno.ENOENT})
-    return part.write(partial)
-
-
 def _write_small_files(
     partial: Path, contents: Contents, generators: Sequence[Mapping[str, Any]]
 ) -> dict[str, FileRecord]:
@@ -232,18 +245,17 @@ def _manifest(contents: Contents, layout: str, parts: Sequence[Written], records
     )
 
 
-def _verify(final: Path, own: Written) -> None:
-    """Read back what this rank wrote.
-
-    Raises:
-        SaveError: it is not what was written.
-    """
+def _verify(final: Path, own: Written) -> _Problem | None:
+    """Read back what this rank wrote, from the disk where the system allows that; None if it is whole."""
     for name, record in own.files.items():
         with contextlib.suppress(OSError):
             drop_from_cache(final / name)
-        problem = why_damaged(final / name, record)
-        if problem:
-            raise SaveError(
-                f"{final}: {problem}, right after it was saved: it is removed again. No older checkpoint was deleted. "
-                "Look at the disk and the memory of the host."
+        try:
+            found = again(lambda path=final / name: read_record(path))  # type: ignore[misc]
+        except OSError as error:
+            return _Problem(f"{name} cannot be read back ({error.strerror})", is_damaged=False)
+        if (found.size, found.xxh3_128) != (record.size, record.xxh3_128):
+            return _Problem(
+                f"{name} is damaged (its hash is {found.xxh3_128}, {record.xxh3_128} was written)", is_damaged=True
             )
+    return None

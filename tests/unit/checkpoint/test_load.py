@@ -128,8 +128,9 @@ def test_reads_that_fail_once_are_made_again(tmp_path: Path, monkeypatch: pytest
 def test_an_old_jobs_save_cannot_be_published_once_the_next_has_begun(tmp_path: Path) -> None:
     """Whatever the old job does last before it stands still, it publishes before the next job looks, or never."""
     seen: list[Call] = []
-    calls.interceptor = seen.append
     save(tmp_path / "count", 1)
+    calls.interceptor = seen.append
+    save(tmp_path / "count", 2)
     calls.interceptor = None
     changing = [call for call in seen if call.kind not in ("open", "stat", "list")]
     assert len(changing) > 20
