@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from ds_recipes.errors import DsRecipesError, StartError, StoppedEarly
 from ds_recipes.world import channel
 from ds_recipes.world.resolve import is_speaker, resolve
+from ds_recipes.world.signals import first_signal
 
 SILENT_SECONDS = 4.0
 """How long other ranks wait for the launcher to end them, after an error that rank 0 shows before ranks can talk."""
@@ -56,12 +57,20 @@ def _fail_alone(error: BaseException) -> int:
     if is_speaker(os.environ):
         channel.show(channel.describe(error))
         return status
-    if not isinstance(error, StoppedEarly):
-        time.sleep(SILENT_SECONDS)
+    if not isinstance(error, StoppedEarly) and _is_ended_within(SILENT_SECONDS):
+        return status
     if not isinstance(error, (StartError, StoppedEarly)):
         _carry(error)
     channel.show_once_a_host(channel.describe(error))
     return status
+
+
+def _is_ended_within(seconds: float) -> bool:
+    """True as soon as a signal comes, or has come: the launcher ends this process, since rank 0 has told the error."""
+    deadline = time.monotonic() + seconds
+    while first_signal() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return first_signal() is not None
 
 
 def _carry(error: BaseException) -> None:
@@ -69,7 +78,7 @@ def _carry(error: BaseException) -> None:
     from ds_recipes.world.rendezvous import Patience, connect  # imports torch
 
     try:
-        _, line = connect(resolve(os.environ), CARRY_SECONDS, Patience())
+        _, line = connect(resolve(os.environ), CARRY_SECONDS, Patience(first_signal))
     except DsRecipesError:
         return
     line.fail(error)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from ds_recipes.checkpoint.export.wanted import Wanted
+from ds_recipes.checkpoint.export.whole import export
 from ds_recipes.checkpoint.native import is_deepspeed, open_deepspeed, with_adapters
 from ds_recipes.errors import InputError
 from ds_recipes.ranges import RangeReader
@@ -257,17 +259,12 @@ def test_a_checkpoint_of_accelerate(others: Path) -> None:
 def test_a_checkpoint_of_the_trainer_with_lora(others: Path) -> None:
     """The Trainer saves it without the frozen weights: the adapter can be exported, and loads in PEFT."""
     import peft
-    from safetensors.torch import save_file
 
     home = others / "trainer" / "checkpoint-2"
     reader = open_deepspeed(home)
     with pytest.raises(InputError, match="--lora adapter"):
         with_adapters(reader, None, merge=True)
-    adapter = with_adapters(reader, None, merge=False)
-    (others / "adapter").mkdir()
-    weights = {name: whole(adapter, "fp32", name) for name in adapter.names}
-    save_file(weights, others / "adapter" / "adapter_model.safetensors")
-    shutil.copy(home / "adapter_config.json", others / "adapter")
+    export(home, others / "adapter", Wanted(lora="adapter"))
     loaded = peft.PeftModel.from_pretrained(model_of(PLAIN), others / "adapter")
     with torch.no_grad():
         ours = loaded(input_ids=torch.arange(6)[None]).logits[0]
