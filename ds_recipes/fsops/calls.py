@@ -13,6 +13,10 @@ from pathlib import Path
 
 Data = bytes | memoryview
 
+WRITE_BYTES = 256 << 10
+"""Bytes a system call. For larger ones Linux takes large pages into its cache, which on a virtual machine whose host takes free
+memory back cost up to four times as long (`benchmarks/export.py`); smaller ones gain nothing."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -135,7 +139,7 @@ def _write_all(descriptor: int, data: Data) -> None:
     """A write may take less than it is given: 2 GiB at most, and what still fits when the disk is filling up."""
     rest = memoryview(data)
     while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        rest = rest[os.write(descriptor, rest[:WRITE_BYTES]) :]
 
 
 def _point(call: Call) -> None:

@@ -40,15 +40,26 @@ def planned(ranks: int, function: Callable[..., dict[str, Any]], case: Case, *ar
 
 def report(one: Planned, engine: str) -> dict[str, Any]:
     """What rank 0 saw with this engine. The first question runs everything planned for as many ranks."""
-    seen = _reports(one.ranks, engine)[PLANNED.index(one)]
+    return _checked(_reports(one.ranks, engine)[PLANNED.index(one)])
+
+
+def alone(one: Planned, engine: str) -> dict[str, Any]:
+    """What rank 0 saw in a start of its own, for a slow test: nobody else waits for it."""
+    return _checked(_started(one.ranks, [(0, one)], engine)[0])
+
+
+def _checked(seen: dict[str, Any]) -> dict[str, Any]:
     assert "error" not in seen, seen["error"]
     return seen
 
 
 @cache
 def _reports(ranks: int, engine: str) -> dict[int, dict[str, Any]]:
+    return _started(ranks, [(number, one) for number, one in enumerate(PLANNED) if one.ranks == ranks], engine)
+
+
+def _started(ranks: int, mine: list[tuple[int, Planned]], engine: str) -> dict[int, dict[str, Any]]:
     assert engine in ENGINES
-    mine = [(number, one) for number, one in enumerate(PLANNED) if one.ranks == ranks]
     with tempfile.TemporaryDirectory() as tmp:
         return run_ranks(_run, ranks, mine, engine, tmp, timeout=SECONDS)[0]
 

@@ -71,7 +71,7 @@ def alike(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) ->
         assert {name: line[name] for name in names} == {name: theirs[step][name] for name in names}
 
 
-@pytest.mark.parametrize("data", [mixture, chat])
+@pytest.mark.parametrize("data", [mixture, pytest.param(chat, marks=pytest.mark.slow)])
 def test_ranks_workers_and_a_resume_change_nothing(nano: Path, tmp_path: Path, data: Any) -> None:
     flags = (*data(nano), "--optimizer_type", "sgd", "--lr", "0.1")
     if data is mixture:
@@ -107,7 +107,7 @@ def test_a_source_that_repeats_is_told(nano: Path, tmp_path: Path) -> None:
     assert last[f"epoch/{few}"] > 1 and 0 < last[f"tokens/{few}"] < last["tokens"]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_uneven_data_never_hang_and_give_the_losses_of_one_rank(nano: Path, tmp_path: Path, seed: int) -> None:
     """Fewer rows than ranks, rows without any target (a prompt that fills a row of a stream), hardly any validation."""
     chosen = random.Random(seed)

@@ -91,27 +91,6 @@ def test_a_complete_run_started_again_says_so_and_ends_with_zero(nano: Path, who
     assert json.loads((whole / "run.json").read_text())["state"] == "complete"
 
 
-def test_the_stop_file_ends_it_with_75_and_it_goes_on_as_if_nothing_had_been(
-    nano: Path, whole: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "stopped"
-
-    def stop(_: Any) -> None:
-        until_step(folder, 2)
-        (folder / "STOP").touch()
-
-    ended = launch(nano, folder, 2, meanwhile=stop)
-    assert ended.statuses == (75, 75), ended.text
-    assert not (folder / "STOP").exists()
-    assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
-    stopped_at = max(metrics(folder))
-    assert 2 < stopped_at < STEPS, "the run was over before the file was seen: the test shows nothing"
-    assert (folder / f"iter_{stopped_at:07d}" / "manifest.json").exists()
-    assert launch(nano, folder, 2).statuses == (0, 0)
-    assert exact_lines(folder) == exact_lines(whole)
-    assert weights_of(folder) == weights_of(whole)
-
-
 @pytest.mark.slow
 def test_the_deadline_is_kept_with_time_to_save(nano: Path, tmp_path: Path) -> None:
     folder = tmp_path / "deadline"
@@ -247,6 +226,7 @@ def test_keep_last_deletes_older_ones(nano: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir() if "iter" in path.name) == ["iter_0000004", "iter_0000005"]
 
 
+@pytest.mark.slow
 def test_the_same_run_on_one_two_three_and_four_ranks(nano: Path, tmp_path: Path) -> None:
     seen = {}
     for ranks in (1, 2, 3, 4):

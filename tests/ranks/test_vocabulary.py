@@ -77,7 +77,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_weights_are_the_same_on_any_number_of_ranks(ranks: int, models: Path) -> None:
     first, *_ = run_ranks(weights_in_engines, ranks, CASES, str(models))
     for (family, rows, new_rows), weights in zip(CASES, first, strict=True):
