@@ -51,9 +51,9 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def run(words: list[str], env: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout: float = 240) -> Ended:
-    """Run a command to its end; after the time limit its whole process group is killed, and the test fails."""
-    process = subprocess.Popen(
+def begin(words: list[str], env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own; all that it prints is to be read from its `stdout`."""
+    return subprocess.Popen(
         words,
         env=environment(env),
         cwd=cwd,
@@ -63,6 +63,11 @@ def run(words: list[str], env: Mapping[str, str] | None = None, cwd: Path = ROOT
         errors="replace",
         start_new_session=True,
     )
+
+
+def run(words: list[str], env: Mapping[str, str] | None = None, cwd: Path = ROOT, timeout: float = 240) -> Ended:
+    """Run a command to its end; after the time limit its whole process group is killed, and the test fails."""
+    process = begin(words, env, cwd)
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

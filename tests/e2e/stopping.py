@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.launchers import ROOT, command, environment
+from tests.e2e.launchers import ROOT, begin, command
 from tests.ranks.training import metrics, until_step
 
 LEAVE_SECONDS = 60.0
@@ -37,16 +37,7 @@ class Asked:
 def ask(launcher: str, nano: Path, folder: Path, what: str, *flags: str, env: Mapping[str, str] | None = None) -> Asked:
     """Start a long run on two ranks, ask it to stop at its third step (a signal to the launcher alone, or the STOP file)."""
     argv = ["--config", str(nano), "--save_checkpoint_path", str(folder), "--max_steps", "100000", "--lr_warmup", "0"]
-    process = subprocess.Popen(
-        command(launcher, 2, ROOT / "train.py", *argv, *flags),
-        env=environment(env),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    process = begin(command(launcher, 2, ROOT / "train.py", *argv, *flags), env)
     try:
         until_step(folder, 3, timeout=120)
         if what == "STOP":

@@ -83,5 +83,7 @@ def test_a_call_that_fails_at_any_point(tmp_path: Path, error: str) -> None:
 def test_every_point(tmp_path: Path, action: str, ranks: int, rank: int) -> None:
     found = sweep(tmp_path, action, range(1, calls_of(tmp_path, ranks)[rank] + 1), ranks, rank)
     assert found == sorted(found)
-    changes_nothing_later = rank > 0 and not action.startswith("delay")  # rank 0 publishes after all others have written
+    changes_nothing_later = rank > 0 and not action.startswith(
+        "delay"
+    )  # rank 0 publishes after all others have written
     assert found[-1] == (2 if changes_nothing_later else 3)
