@@ -47,6 +47,10 @@ class CheckpointError(DsRecipesError):
     exit_status: ClassVar[int] = 2
 
 
+class UnreadableError(CheckpointError):
+    """A file of a checkpoint cannot be read just now, which says nothing of whether it is damaged: no older one is taken."""
+
+
 class StartError(DsRecipesError):
     """The ranks did not find each other in time."""
 

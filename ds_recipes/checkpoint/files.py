@@ -5,6 +5,7 @@ defence against a forger; nothing that is read can run code either way.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,11 +13,16 @@ from pathlib import Path
 
 import xxhash
 
+from ds_recipes.errors import UnreadableError
 from ds_recipes.fsops import calls, durable
 from ds_recipes.fsops.again import again
 from ds_recipes.fsops.calls import Data
 
 READ_BYTES = 8 << 20
+
+
+MADE_OTHERWISE = frozenset({errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
+"""Errors that tell of what lies on the disk, and not of a disk that does not answer."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,21 @@ def read_bytes(path: Path) -> bytes:
         return file.read()
 
 
+def unreadable(path: Path, error: OSError) -> UnreadableError:
+    """What to say of a file that the disk does not give."""
+    return UnreadableError(
+        f"{path}: cannot be read: {error.strerror}. Reads were tried again for some seconds. That does not mean that it is "
+        f"damaged, so no older checkpoint is taken. Start the same command again once the disk answers; to go on from the one "
+        "before, move that checkpoint's folder away."
+    )
+
+
 def why_damaged(path: Path, expected: FileRecord, sizes_only: bool = False) -> str | None:
-    """What is wrong with a file, in one line; None if it is whole. Sizes are compared before anything is read."""
+    """What is wrong with a file, in one line; None if it is whole. Sizes are compared before anything is read.
+
+    Raises:
+        UnreadableError: the disk does not give it, also when it is asked again for some seconds.
+    """
     try:
         size = again(lambda: calls.size_of(path))
         if size != expected.size:
@@ -109,6 +128,8 @@ def why_damaged(path: Path, expected: FileRecord, sizes_only: bool = False) -> s
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:
+        if error.errno not in MADE_OTHERWISE:
+            raise unreadable(path, error) from error
         return f"{path.name} cannot be read ({error.strerror})"
     if found != expected.xxh3_128:
         return f"{path.name} is damaged (its hash is {found}, {expected.xxh3_128} was written)"

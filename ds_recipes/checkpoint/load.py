@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from ds_recipes.checkpoint.files import read_bytes, why_damaged
+from ds_recipes.checkpoint.files import read_bytes, unreadable, why_damaged
 from ds_recipes.checkpoint.manifest import MANIFEST, RANGES, STATE, Manifest, read_manifest
 from ds_recipes.checkpoint.native.reader import open_layout
-from ds_recipes.errors import CheckpointError
+from ds_recipes.errors import CheckpointError, UnreadableError
 from ds_recipes.fsops import calls
 from ds_recipes.fsops.again import again
 from ds_recipes.fsops.durable import DELETED, remove_tree
@@ -52,12 +52,15 @@ def find_newest(folder: Path, world: World, verify: str = "full", before: int | 
 
     Raises:
         CheckpointError: there are checkpoints, and none can be used. Training does not start from nothing then.
+        UnreadableError: the disk does not give a file of one. It is not taken for damaged, and no older one is used.
     """
     skipped: list[str] = []
     paths = world.check("look for checkpoints", lambda: _candidates(folder, before) if world.rank == 0 else [])
     for path in world.broadcast(paths):
         try:
             manifest, state = _verified(path, world, verify)
+        except UnreadableError:
+            raise
         except CheckpointError as error:
             skipped.append(f"{path} is not used: {error}")
             continue
@@ -158,7 +161,9 @@ def _read_contents(path: Path) -> tuple[Manifest, dict[str, Any]]:
     try:
         state: dict[str, Any] = json.loads(read_bytes(path / STATE))
         step = state.get("step", manifest.step)
-    except (OSError, ValueError, AttributeError) as error:
+    except OSError as error:
+        raise unreadable(path / STATE, error) from error
+    except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{STATE} cannot be read ({error!r})") from error
     if step != manifest.step:
         raise CheckpointError(f"{STATE} is that of step {step}, {MANIFEST} of step {manifest.step}")
@@ -171,7 +176,10 @@ def check_names(path: Path, manifest: Manifest) -> None:
     Raises:
         CheckpointError: one is missing, or one is too many: it could be of another save.
     """
-    there = set(again(lambda: calls.names_in(path)))
+    try:
+        there = set(again(lambda: calls.names_in(path)))
+    except OSError as error:
+        raise unreadable(path / MANIFEST, error) from error
     for folder in {name.split("/")[0] for name in manifest.files if "/" in name} & there:
         inner = path / folder
         if not inner.is_symlink() and inner.is_dir():

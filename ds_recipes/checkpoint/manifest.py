@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ds_recipes.checkpoint.files import FileRecord, hash_bytes, read_bytes
+from ds_recipes.checkpoint.files import MADE_OTHERWISE, FileRecord, hash_bytes, read_bytes, unreadable
 from ds_recipes.errors import CheckpointError
 
 FORMAT = "ds_recipes flat ranges"
@@ -99,7 +99,11 @@ def read_manifest(folder: Path) -> Manifest:
         head = {key: content.pop(key) for key in ("format", "version", "xxh3_128")}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except OSError as error:
+        if error.errno not in MADE_OTHERWISE:
+            raise unreadable(path, error) from error
+        raise CheckpointError(f"{path} is damaged ({error})") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error})") from error
     if head["format"] != FORMAT or head["version"] != VERSION:
         raise CheckpointError(

@@ -27,4 +27,7 @@ CASES: dict[str, Round] = {
         faults="delay:0.1@1x20 kind=write path=*iter_0000004*; signal:TERM@2 rank=1 kind=write path=*iter_0000004*",
     ),
     "the run's record cannot be written": Round("fsdp", 1, 4, faults="fail:EIO@2 kind=replace path=*run.json*"),
+    "the newest cannot be read by one rank (seed 2100: it was taken for damaged)": Round(
+        "fsdp", 2, 4, faults="fail:EDQUOT@2 rank=1 kind=open path=*iter_*"
+    ),
 }

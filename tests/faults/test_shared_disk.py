@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ds_recipes.checkpoint.load import find_newest
-from ds_recipes.errors import DsRecipesError
+from ds_recipes.errors import DsRecipesError, UnreadableError
 from ds_recipes.fsops import again as again_module
 from ds_recipes.fsops import calls, faults
 from ds_recipes.world.group import World, solo
@@ -45,11 +45,15 @@ def test_a_reading_that_fails_for_a_moment_is_made_again(run: Path, error: str, 
 
 
 @pytest.mark.parametrize("error", ["ESTALE", "EIO"])
-def test_a_file_that_stays_unreadable_is_named_and_the_checkpoint_before_is_used(run: Path, error: str) -> None:
-    arm(f"fail:{error}@1x99 kind=open path=*iter_0000002/rank-*")
-    found = find_newest(run, solo())
-    assert found is not None and found.manifest.step == 1
-    assert "rank-00000-of-00001.safetensors cannot be read" in found.skipped[0]
+@pytest.mark.parametrize("name", ["rank-00000-of-00001.safetensors", "manifest.json", "state.json"])
+def test_a_file_that_stays_unreadable_is_named_and_no_older_checkpoint_is_taken(
+    run: Path, error: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that does not answer has damaged nothing: what lies there is the newest checkpoint still."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    arm(f"fail:{error}@1x99 kind=open path=*iter_0000002/{name}")
+    with pytest.raises(UnreadableError, match=f"iter_0000002/{name}: cannot be read"):
+        find_newest(run, solo())
 
 
 @pytest.mark.parametrize("error", ["ESTALE", "EIO", "EACCES"])
