@@ -66,6 +66,24 @@ class RangeReader(Protocol):
         ...
 
 
+class ReaderOver:
+    """A range reader that has what another one has; a subclass says how it reads."""
+
+    def __init__(self, reader: RangeReader) -> None:
+        self._reader = reader
+        self.optimizer_step = reader.optimizer_step
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self._reader.names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._reader.shape(name)
+
+    def has(self, kind: str) -> bool:
+        return self._reader.has(kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor of a safetensors file: `begin` is its first byte in the file."""

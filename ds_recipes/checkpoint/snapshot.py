@@ -5,7 +5,6 @@ The memory is taken once and used by every save: it is exactly as large as the s
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from ds_recipes.checkpoint.manifest import RANGES
 from ds_recipes.checkpoint.rank_file import OwnRange, Written, file_bytes, values_in, write_ranges
 from ds_recipes.engine.base import Engine
 from ds_recipes.fsops.calls import Data
+from ds_recipes.ranges import raw_bytes
 
 CHUNK_VALUES = 16 << 20
 """Float32 values in a piece of the memory (64 MiB): torch rounds pinned memory up to a power of two, each piece by itself."""
@@ -62,8 +62,7 @@ class Snapshot:
         for one in self._ranges:
             for kind in one.kinds:
                 for _, piece in self._pieces(position, one.length):
-                    raw: Any = piece.view(torch.uint8).numpy()
-                    yield kind, memoryview(raw)
+                    yield kind, raw_bytes(piece)
                 position += one.length
 
     def _pieces(self, position: int, length: int) -> Iterator[tuple[int, torch.Tensor]]:

@@ -21,6 +21,7 @@ from ds_recipes.models.skeleton import parameter_shapes, tied_names
 from ds_recipes.training.announce import announce_engine, announce_inputs
 from ds_recipes.training.environment import environment_of
 from ds_recipes.training.guard import Guard
+from ds_recipes.training.hurried import Hurried
 from ds_recipes.training.identity import identity_of
 from ds_recipes.training.inputs import Inputs, read_inputs
 from ds_recipes.training.launch import Launch
@@ -40,7 +41,6 @@ from ds_recipes.training.room import check_room
 from ds_recipes.training.run import Run
 from ds_recipes.training.saving import ModelRecord, Saving
 from ds_recipes.training.state import TrainingState
-from ds_recipes.training.stop import Hurried
 from ds_recipes.training.trackers.group import start_trackers
 
 

@@ -8,16 +8,13 @@ or in an evaluation later. Nothing here imports torch before a run has.
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ds_recipes.world.signals import first_signal
 
 if TYPE_CHECKING:
-    import torch
-
-    from ds_recipes.ranges import RangeReader
     from ds_recipes.world.group import World
 
 
@@ -93,34 +90,6 @@ class StopRequest:
         probe.unlink()
         if age_seconds >= self._clock() - self._started:
             self._file.unlink(missing_ok=True)
-
-
-class Hurried:
-    """A range reader that reads no more once somebody wants to stop: what is not read is zeros.
-
-    Every rank so comes to the next agreement soon, through the same collectives. It must be one that makes them leave.
-    """
-
-    def __init__(self, reader: "RangeReader", asked: Callable[[], str | None]) -> None:
-        self._reader = reader
-        self._asked = asked
-        self.optimizer_step = reader.optimizer_step
-
-    @property
-    def names(self) -> Sequence[str]:
-        return self._reader.names
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._reader.shape(name)
-
-    def has(self, kind: str) -> bool:
-        return self._reader.has(kind)
-
-    def read_into(self, kind: str, name: str, start: int, out: "torch.Tensor") -> None:
-        if self._asked() is None:
-            self._reader.read_into(kind, name, start, out)
-        else:
-            out.zero_()
 
 
 def _nobody() -> None:

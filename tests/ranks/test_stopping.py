@@ -35,7 +35,7 @@ ENGINE = "ds_recipes.engine.zero3.step:ZeroEngine"
 ASKED = {
     # launch by launch of one run: what happens where, on which ranks
     "tokenising": ("ds_recipes.data.tokens.make:PartMaker.make", "STOP", (1,), 3),
-    "loading": ("ds_recipes.training.stop:Hurried.read_into", "SIGTERM", (1,), 2),
+    "loading": ("ds_recipes.training.hurried:Hurried.read_into", "SIGTERM", (1,), 2),
     "accumulating": (f"{ENGINE}.backward", "SIGINT", (0,), 2 * MICRO_STEPS + 3),
     "evaluating": ("ds_recipes.training.loop:evaluate", "SIGUSR1", (1,), 1),
     "saving": ("ds_recipes.training.saving:Saving.save", "SIGUSR2", (0, 1), 1),

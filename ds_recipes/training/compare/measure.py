@@ -17,7 +17,7 @@ from ds_recipes.engine.base import Engine
 from ds_recipes.engine.checks import check_loss_head
 from ds_recipes.engine.create import create_engine
 from ds_recipes.errors import TrainingError
-from ds_recipes.ranges import RangeReader
+from ds_recipes.ranges import RangeReader, ReaderOver
 from ds_recipes.training.inputs import Inputs
 from ds_recipes.training.meter import peak_memory_gib
 from ds_recipes.training.schedule import lr_at
@@ -115,22 +115,8 @@ def forget_peak_memory(device: torch.device) -> None:
         return  # the peak is then the whole process's
 
 
-class Perturbed:
+class Perturbed(ReaderOver):
     """Weights with an error of about `PERTURBATION` on each, the same for any element whichever rank reads it."""
-
-    def __init__(self, reader: RangeReader) -> None:
-        self._reader = reader
-        self.optimizer_step = reader.optimizer_step
-
-    @property
-    def names(self) -> Sequence[str]:
-        return self._reader.names
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._reader.shape(name)
-
-    def has(self, kind: str) -> bool:
-        return self._reader.has(kind)
 
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened parameter into `out`, changed."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_recipes.training.stop import Hurried, StopRequest
+from ds_recipes.training.hurried import Hurried
+from ds_recipes.training.stop import StopRequest
 
 PROGRAM = """
 import sys, time
