@@ -52,7 +52,10 @@ def test_after_a_kill_only_what_is_missing_is_sent(user: User, tmp_path: Path) -
 
 
 def test_after_a_kill_whole_files_are_not_sent_again_with_xet(user: User, tmp_path: Path) -> None:
-    """Random content, which does not compress, in files that are large for the hub."""
+    """Random content, which does not compress, in files that are large for the hub.
+
+    What may come again is the file under way, and the one that arrived when its sender could no longer note it.
+    """
     model = make_model(tmp_path / "hf", shards=3)
     for number, path in enumerate(sorted(model.glob("*.safetensors"))):
         header = json.dumps(
@@ -76,7 +79,7 @@ def test_after_a_kill_whole_files_are_not_sent_again_with_xet(user: User, tmp_pa
     before = user.store.xet.received_bytes
     user.succeeds(model, **env)
     assert user.store.files(NAME, "main") == contents(model)
-    assert user.store.xet.received_bytes - before < 12_000_000
+    assert user.store.xet.received_bytes - before < 2 * 11_100_000
 
 
 def test_a_dropped_connection_is_tried_again(user: User, tmp_path: Path) -> None:
