@@ -1,5 +1,6 @@
 """The one place where a run's `engine` setting becomes an engine, and the world that it needs."""
 
+import os
 from collections.abc import Callable, Iterator
 
 import torch
@@ -13,6 +14,7 @@ from ds_recipes.errors import ConfigError
 from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.load import ModelSource
 from ds_recipes.world.group import World, start
+from ds_recipes.world.intended import check_all_hosts_used, check_intended
 from ds_recipes.world.resolve import Place
 
 QUANTISED_KEYS = ("zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights")
@@ -28,11 +30,16 @@ def start_world(
     """Let the ranks meet, with what the engines of these settings need to communicate. `wish`, `note`: see `world.group.start`.
 
     Raises:
-        StartError, WorldError, StoppedEarly: as `world.group.start`.
+        StartError, StoppedEarly: as `world.group.start`.
+        WorldError: the same; or not all hosts of the job are used, see `world/intended.py`.
     """
     with_deepspeed = any(config.run.engine == "deepspeed" for config in configs)
-    timeout_seconds = configs[0].run.start_timeout_seconds
-    return start(place, timeout_seconds, with_deepspeed=with_deepspeed, wish=wish, note=note)
+    timeout_seconds, expected = configs[0].run.start_timeout_seconds, configs[0].run.expected_world_size
+    check_intended(place, os.environ, expected)
+    world = start(place, timeout_seconds, with_deepspeed=with_deepspeed, wish=wish, note=note)
+    num_hosts = len(set(world.hosts))
+    world.check("hosts", lambda: check_all_hosts_used(world.size, num_hosts, os.environ, expected))
+    return world
 
 
 def check_device(config: Config, device: torch.device) -> None:

@@ -16,6 +16,7 @@ from ds_recipes.training.trackers.group import check_trackers
 from ds_recipes.world import channel
 from ds_recipes.world.group import World
 from ds_recipes.world.resolve import Place
+from ds_recipes.world.seats import gather_seats, seat_table
 
 
 @dataclass
@@ -77,7 +78,10 @@ def open_launch(config: Config, place: Place, started: float) -> Iterator[Launch
     stop.leave_if_asked(world, "the start")
     world.heed(stop.reason)
     attempt = world.broadcast("" if lock is None else lock.attempt)
-    yield Launch(world, folder, record, started, stop, attempt, lock)
+    launch = Launch(world, folder, record, started, stop, attempt, lock)
+    for line in seat_table(gather_seats(world, place)):
+        launch.say(line)
+    yield launch
     if lock is not None:  # after a failure `_note_and_release` does it
         lock.release()
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ds_recipes.errors import WorldError
+from ds_recipes.world.allocation import expand_hosts
 from ds_recipes.world.sources import (
     DEEPSPEED,
     MPI_NAMES,
@@ -19,7 +20,6 @@ from ds_recipes.world.sources import (
     TORCHRUN,
     UNSIGNED,
     Source,
-    first_host,
     number,
     read_open_mpi,
     read_other_mpi,
@@ -189,7 +189,7 @@ def _address(env: Mapping[str, str], chosen: Source, local_size: int | None) -> 
     if address is None and not several_hosts:
         address = "127.0.0.1"
     if address is None and _same_in_slurm(env, chosen) is not None:
-        address = first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", ""))
+        address = next(iter(expand_hosts(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", ""))), None)
     if address is None and chosen.name not in MPI_NAMES:
         raise WorldError(f"{chosen} are set ({chosen.name}), but MASTER_ADDR is not: set it to rank 0's host.")
     if address is None:

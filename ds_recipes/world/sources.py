@@ -69,12 +69,6 @@ def read_slurm(env: Mapping[str, str]) -> Source | None:
     return replace(source, local_size=_tasks_on_this_node(env))
 
 
-def first_host(nodelist: str) -> str | None:
-    """The first host of a SLURM list: `gpu[003-004,9],login1` gives `gpu003`."""
-    match = re.match(r"(?:[^\[,]|\[[^\]]*\])+", nodelist)  # up to the first comma outside of brackets
-    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", match[0]) if match else None
-
-
 def number(env: Mapping[str, str], name: str) -> int:
     """The whole number in variable `name`.
 

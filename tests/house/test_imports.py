@@ -18,13 +18,22 @@ FLOORS = {
     "engine": 4,
     "checkpoint": 5,
     "training": 6,
+    "cluster": 7,
+    "planner": 7,
 }
 """The floor of each part of ds_recipes; parts on one floor do not import each other."""
 
 MAY_IMPORT = {
-    "deepspeed": ("ds_recipes/engine/zero3/", "ds_recipes/world/", "benchmarks/", "tests/", "tools/make_ds_table.py"),
+    "deepspeed": (
+        "ds_recipes/engine/zero3/",
+        "ds_recipes/world/",
+        "ds_recipes/cluster/probes/",
+        "benchmarks/",
+        "tests/",
+        "tools/make_ds_table.py",
+    ),
     "wandb": ("ds_recipes/training/trackers/wandb_tracker.py", "tests/"),
-    "mpi4py": ("ds_recipes/world/", "tests/"),
+    "mpi4py": ("ds_recipes/world/", "ds_recipes/cluster/probes/", "tests/"),
 }
 """Where a library may be imported at all."""
 
@@ -33,8 +42,13 @@ WITHOUT_TORCH = (
     "ds_recipes/fsops/",
     "ds_recipes/hub_probe.py",
     "ds_recipes/config/",
+    "ds_recipes/world/allocation.py",
+    "ds_recipes/world/ancestors.py",
     "ds_recipes/world/resolve.py",
     "ds_recipes/world/signals.py",
+    "ds_recipes/world/sources.py",
+    "ds_recipes/cluster/job",
+    "ds_recipes/planner/",
     "ds_recipes/data/index/",
     "ds_recipes/data/array_files.py",
     "ds_recipes/data/published.py",

@@ -4,7 +4,6 @@ import pytest
 
 from ds_recipes.errors import WorldError
 from ds_recipes.world.resolve import DEFAULT_PORT, Place, is_speaker, resolve
-from ds_recipes.world.sources import first_host
 
 Env = dict[str, str]
 
@@ -220,22 +219,6 @@ def test_ports_differ_between_jobs_and_agree_within_one() -> None:
 )
 def test_one_rank_speaks_before_ranks_can_talk(env: Env, speaks: bool) -> None:
     assert is_speaker(env) is speaks
-
-
-@pytest.mark.parametrize(
-    "nodelist, host",
-    [
-        ("node1", "node1"),
-        ("node1,node2", "node1"),
-        ("gpu[007-009,12]", "gpu007"),
-        ("gpu[12,007-009],login1", "gpu12"),
-        ("rack[1-2]-gpu[3-4]", "rack1-gpu3"),
-        ("gpu[3-4]-ib.cluster", "gpu3-ib.cluster"),
-        ("", None),
-    ],
-)
-def test_the_first_host_of_a_slurm_list(nodelist: str, host: str | None) -> None:
-    assert first_host(nodelist) == host
 
 
 def test_resolving_needs_no_torch() -> None:
