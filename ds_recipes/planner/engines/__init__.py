@@ -1,0 +1,1 @@
+"""What each engine keeps on a rank, moment by moment."""
