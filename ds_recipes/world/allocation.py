@@ -90,8 +90,11 @@ def _pbs(env: Mapping[str, str]) -> Allocation | None:
 
 def _grid_engine(env: Mapping[str, str]) -> Allocation | None:
     variable = next((name for name in ("SGE_JOB_HOSTLIST", "PE_HOSTFILE") if env.get(name)), None)
-    if variable is None or not env.get("JOB_ID"):
+    if not env.get("JOB_ID"):
         return None
+    if variable is None:  # a job without a parallel environment, or a task that qrsh started on another host of one
+        host = env.get("HOSTNAME") if "SGE_TASK_ID" in env else None
+        return Allocation(GRID_ENGINE, env["JOB_ID"], (host,), (1,), "HOSTNAME") if host else None
     counts: Counter[str] = Counter()
     for line in _lines(env, variable):
         host, *rest = line.split()

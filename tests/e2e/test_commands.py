@@ -10,6 +10,12 @@ from ds_recipes.config.load import load_config
 from tests.e2e.launchers import ROOT, run
 from tools import convert_to_hf, upload_to_hub
 
+MODELS = ("llama2_7b", "llama2_13b", "llama2_70b", "mistral_7b")
+PLAN_TABLE = (
+    "python tools/plan.py --table --gpu_memory 80GB --context_size 4096 --activation_checkpointing --model_configs "
+    + " ".join(f"examples/models/{model}.json" for model in MODELS)
+)
+
 COVERED = {
     "make quickstart": "test_the_quickstart_runs_from_cold_without_a_compiler",
     "make test": "this test is part of it",
@@ -22,6 +28,11 @@ COVERED = {
     "python tools/index_jsonl.py --strict --json embedded/text.jsonl": "test_tools_that_look_at_data",
     "python tools/lint_ds_config.py ds_configs/zero3.json --engine fsdp --world 64": "test_tools_that_look_at_a_json",
     "python tools/lint_ds_config.py --explain overlap_comm": "test_tools_that_look_at_a_json",
+    "python tools/doctor.py": "tests/clusters/test_doctor.py",
+    "python tools/render_job.py --cluster abci-pbs --nodes 4 --gpus_per_node 8 --walltime 12:00:00 --config run.yaml": (
+        "tests/unit/cluster/test_job_script.py"
+    ),
+    PLAN_TABLE: "tests/unit/planner/",
     "python tools/convert_to_hf.py --ckpt runs/tiny_alpaca/iter_0000060 --out runs/tiny_alpaca/hf": "the quickstart",
     'python tools/generate.py runs/tiny_alpaca/hf --prompt "def main("': "the quickstart",
     "python tools/upload_to_hub.py --path runs/tiny_alpaca/hf --repo NAME --branch iter_0000060 --dry_run": "test_upload.py",
@@ -35,6 +46,8 @@ ON_A_CLUSTER = (
     "mpirun -np 8 python tools/compare_engines.py --use_mpi --config run.yaml --steps 50",
     "torchrun --nproc_per_node 8 train.py --config run.yaml",
     "srun -n 16 --kill-on-bad-exit=1 python train.py --config run.yaml",
+    "mpirun -np 16 -hostfile hostfile python tools/doctor.py --config run.yaml",
+    "python tools/plan.py --config run.yaml --nodes 8 --gpus_per_node 8 --gpu_memory 80GB",
 )
 
 
@@ -68,7 +81,7 @@ def test_settings_of_the_commands_for_a_cluster_are_valid(tmp_path: Path, monkey
     run_file = tmp_path / "run.yaml"
     run_file.write_text((ROOT / "examples" / "tiny_alpaca.yaml").read_text())
     for command in ON_A_CLUSTER:
-        flags = shlex.split(re.sub(r".*(train|compare_engines)\.py|--steps 50", "", command))
+        flags = shlex.split(re.sub(r".*(train|compare_engines|doctor|plan)\.py|--steps 50|--nodes .*", "", command))
         flags = [str(run_file) if flag == "run.yaml" else flag for flag in flags]
         assert load_config(flags, env={}).data.dataset == "alpaca"
 

@@ -43,6 +43,8 @@ def test_hosts_of_each_scheduler(tmp_path: Path) -> None:
     ):
         allocation = read_allocation(env)
         assert allocation is not None and (allocation.hosts, allocation.slots) == (hosts, slots)
+    serial = read_allocation({"JOB_ID": "9", "SGE_TASK_ID": "undefined", "HOSTNAME": "node2"})
+    assert serial is not None and (serial.job_id, serial.hosts) == ("9", ("node2",))
     assert read_allocation({"JOB_ID": "9"}) is None and read_allocation({}) is None
 
 

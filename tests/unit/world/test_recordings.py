@@ -50,10 +50,6 @@ def envs(recording: str, around: str) -> list[dict[str, str]]:
     return [AROUND[around] | env for env in ranks]
 
 
-def test_there_is_a_recording_of_each_launcher() -> None:
-    assert set(SOURCES) <= set(RECORDINGS)
-
-
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("recording", SOURCES)
 def test_ranks_of_one_host_agree(recording: str, around: str) -> None:
@@ -86,6 +82,48 @@ def test_a_leftover_of_another_launcher_is_refused(recording: str) -> None:
     for env in envs(recording, "alone"):
         with pytest.raises(WorldError, match="Two launchers disagree"):
             resolve(env | {"RANK": "0", "WORLD_SIZE": "1"})
+
+
+IN_JOBS = {
+    "pbs_intel_mpi": ("MPICH or Intel MPI", "127.0.0.1"),
+    "pbs_mpich": ("MPICH or Intel MPI", "127.0.0.1"),
+    "pbs_open_mpi_4": ("Open MPI", "127.0.0.1"),
+    "pbs_open_mpi_5": ("Open MPI", "127.0.0.1"),
+    "sge_pe": ("Open MPI", "127.0.0.1"),
+    "sge_rt_f": ("Open MPI", None),  # agreed on over MPI
+    "slurm_deepspeed": ("SLURM", "node1"),  # the launcher has srun start the ranks
+    "slurm_open_mpi_5": ("Open MPI", None),
+    "slurm_srun": ("SLURM", "node1"),
+    "slurm_srun_gpu_a_task": ("SLURM", "node1"),
+    "slurm_srun_pmi2": ("MPICH or Intel MPI", "node1"),
+    "slurm_torchrun": ("torchrun", "node1"),
+}
+"""Recorded in jobs of schedulers; those of SLURM and sge_rt_f on two hosts."""
+
+
+@pytest.mark.parametrize("recording", IN_JOBS)
+def test_ranks_in_a_job_agree(recording: str) -> None:
+    places = [resolve(env) for env in envs(recording, "alone")]
+    size = len(places)
+    assert sorted(place.rank for place in places) == list(range(size))
+    here = places[0].local_size
+    assert here is not None and [place.local_rank for place in places] == [rank % here for rank in range(size)]
+    assert shared(places) == {(size, here, *IN_JOBS[recording], places[0].port)}
+    assert sum(is_speaker(env) for env in envs(recording, "alone")) == 1
+
+
+def test_every_recording_is_used() -> None:
+    assert set(RECORDINGS) == set(SOURCES) | set(IN_JOBS)
+
+
+def test_two_jobs_on_one_host_do_not_meet() -> None:
+    """A port follows from the job's id where there is one."""
+    for recording in ("pbs_mpich", "pbs_intel_mpi", "sge_pe"):
+        env = envs(recording, "alone")[0]
+        other = env | {
+            name: f"9{value}" for name, value in env.items() if name in ("PBS_JOBID", "JOB_ID", "PMIX_NAMESPACE")
+        }
+        assert resolve(env).port != resolve(other).port
 
 
 def shared(places: list[Place]) -> set[tuple[Any, ...]]:
