@@ -76,8 +76,22 @@ class StoppedEarly(DsRecipesError):
         )
 
 
+class LauncherGone(DsRecipesError):
+    """The launcher of the ranks has died, or what stands for it on this host. They do not go on without it."""
+
+    def __init__(self, launcher: str, pid: int, host: str) -> None:
+        super().__init__(
+            f"The launcher {launcher} (process {pid} on {host}) is gone, so the ranks leave.\n"
+            "Start again: the run continues from its newest checkpoint."
+        )
+
+
 class PeerFailure(DsRecipesError):
     """Another rank failed first; its error has been shown there."""
+
+
+class HangError(DsRecipesError):
+    """Some rank no longer came further, so all ranks were ended."""
 
 
 class HubError(DsRecipesError):

@@ -17,6 +17,7 @@ from ds_recipes.errors import UnreadableError
 from ds_recipes.fsops import calls, durable
 from ds_recipes.fsops.again import again
 from ds_recipes.fsops.calls import Data
+from ds_recipes.world.hang.activity import progress
 
 READ_BYTES = 8 << 20
 
@@ -54,6 +55,7 @@ def write_file(path: Path, pieces: Iterable[Data]) -> FileRecord:
         for piece in pieces:
             hasher.update(piece)
             yield piece
+            progress()
 
     size = durable.write_file(path, hashed())
     return FileRecord(size, hasher.hexdigest())
@@ -76,6 +78,7 @@ def write_tensors(path: Path, head: bytes, tensors: Iterable[tuple[str, Data]]) 
             whole.update(piece)
             parts[kind].update(piece)
             yield piece
+            progress()
 
     size = durable.write_file(path, pieces())
     return FileRecord(size, whole.hexdigest(), {kind: hasher.hexdigest() for kind, hasher in parts.items()})
@@ -88,6 +91,7 @@ def read_record(path: Path) -> FileRecord:
         while piece := file.read(READ_BYTES):
             hasher.update(piece)
             size += len(piece)
+            progress()
     return FileRecord(size, hasher.hexdigest())
 
 

@@ -16,9 +16,11 @@ from ds_recipes.checkpoint.host_memory import available_bytes
 from ds_recipes.checkpoint.rank_file import OwnRange, Part, Streamed, file_bytes, own_ranges
 from ds_recipes.checkpoint.snapshot import Snapshot
 from ds_recipes.checkpoint.store import Published, Store
+from ds_recipes.config.hang_settings import SAVE
 from ds_recipes.engine.base import Engine
 from ds_recipes.errors import TrainingError
 from ds_recipes.world.group import World
+from ds_recipes.world.hang.activity import of_its_own
 
 SHARE_OF_MEMORY = 0.8
 """Of the host's free memory the copies of its ranks may take this much together."""
@@ -131,7 +133,8 @@ class Saver:
     def _write(self, writing: _Writing, contents: Contents, part: Part) -> None:
         started = time.monotonic()
         try:
-            published = self._store.publish(contents, part)
+            with of_its_own("the checkpoint beside training", SAVE, contents.step):
+                published = self._store.publish(contents, part)
             writing.saved = Saved(published, time.monotonic() - started)
         except BaseException as error:  # whatever it is, the loop has to hear of it
             writing.error = error

@@ -6,6 +6,7 @@ from ds_recipes.config.checkpoint_settings import RESUME_WORDS
 from ds_recipes.config.data_rules import DATA_RULES
 from ds_recipes.config.draft import Draft
 from ds_recipes.config.guard_rules import GUARD_RULES
+from ds_recipes.config.hang_rules import HANG_RULES
 
 
 def check_rules(draft: Draft) -> None:
@@ -148,6 +149,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Draft], Iterator[str]]], ...] = (
     (("keep_last", "keep_every", "keep_best", "validation_data", "validation_split"), _retention),
     (("checkpoint_format", "engine", "save_optimizer"), _checkpoint_format),
     *GUARD_RULES,
+    *HANG_RULES,
     (("resume", "load_checkpoint_path", "save_checkpoint_path"), _two_starts),
     (("wandb_project", "wandb_entity", "wandb_name", "wandb_mode"), _wandb),
 )

@@ -13,6 +13,7 @@ from typing import Any
 from ds_recipes.config.checkpoint_settings import CheckpointConfig
 from ds_recipes.config.data_settings import DataConfig
 from ds_recipes.config.guard_settings import GuardConfig
+from ds_recipes.config.hang_settings import HangConfig
 from ds_recipes.config.setting import setting
 
 
@@ -232,6 +233,7 @@ class Config:
     adapters: AdapterConfig = AdapterConfig()
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guards: GuardConfig = field(default_factory=GuardConfig)
+    hang: HangConfig = field(default_factory=HangConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
     ds: DsConfig | None = None
@@ -246,6 +248,7 @@ GROUPS: dict[str, Any] = {
     "adapters": AdapterConfig,
     "checkpoint": CheckpointConfig,
     "guards": GuardConfig,
+    "hang": HangConfig,
     "evaluation": EvaluationConfig,
     "logging": LoggingConfig,
 }

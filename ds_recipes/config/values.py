@@ -47,7 +47,7 @@ def parse(item: Field[Any], text: str) -> Any:
     if kind is bool:
         return _parse_bool(text)
     if item.metadata["unit"] == "duration":
-        return check_limits(item, _parse_duration(text))
+        return check_limits(item, parse_duration(text))
     if kind is int:
         return check_limits(item, _parse_int(text))
     if kind is float:
@@ -127,7 +127,12 @@ def _parse_float(text: str) -> float:
     return number
 
 
-def _parse_duration(text: str) -> int:
+def parse_duration(text: str) -> int:
+    """Seconds in a duration such as 11h40m, 90m or 45s.
+
+    Raises:
+        ValueError: it is none; the message completes "NAME ".
+    """
     match = DURATION.fullmatch(text.strip())
     if match is None or not match.group():
         raise ValueError(f"must be a duration such as 11h40m, 90m or 45s, not {text!r}")

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
 from ds_recipes.config.ds.effective import effective_ds_config
 from ds_recipes.config.engine_settings import engine_settings
+from ds_recipes.config.hang_settings import collective_seconds
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
 from ds_recipes.engine.base import Engine
@@ -14,6 +16,7 @@ from ds_recipes.errors import ConfigError
 from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.load import ModelSource
 from ds_recipes.world.group import World, start
+from ds_recipes.world.hang.nccl import prepare_nccl
 from ds_recipes.world.intended import check_all_hosts_used, check_intended
 from ds_recipes.world.resolve import Place
 
@@ -36,7 +39,11 @@ def start_world(
     with_deepspeed = any(config.run.engine == "deepspeed" for config in configs)
     timeout_seconds, expected = configs[0].run.start_timeout_seconds, configs[0].run.expected_world_size
     check_intended(place, os.environ, expected)
-    world = start(place, timeout_seconds, with_deepspeed=with_deepspeed, wish=wish, note=note)
+    collective_timeout_seconds = collective_seconds(configs[0].hang)
+    if torch.cuda.is_available():
+        folder = Path(configs[0].checkpoint.save_checkpoint_path or ".").resolve() / "hang"
+        prepare_nccl(os.environ, folder, collective_timeout_seconds)
+    world = start(place, timeout_seconds, collective_timeout_seconds, with_deepspeed, wish=wish, note=note)
     num_hosts = len(set(world.hosts))
     world.check("hosts", lambda: check_all_hosts_used(world.size, num_hosts, os.environ, expected))
     return world

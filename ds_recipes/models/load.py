@@ -15,6 +15,7 @@ from ds_recipes.models.sources import FolderWeights, random_weights
 from ds_recipes.models.vocabulary import check_vocabulary, grown_weights, with_vocabulary_size
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
+from ds_recipes.world.hang.activity import here
 from ds_recipes.world.together import nothing, work_together
 
 HUB_SMALL = ["*.json", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -131,14 +132,15 @@ def _download(world: World, model_name: str, patterns: list[str]) -> Path:
 
     def fetch(offline: bool) -> Path:
         try:
-            return Path(
-                snapshot_download(
-                    model_name,
-                    allow_patterns=patterns,
-                    ignore_patterns=HUB_COPIES,
-                    local_files_only=offline,
+            with here().trusted():
+                return Path(
+                    snapshot_download(
+                        model_name,
+                        allow_patterns=patterns,
+                        ignore_patterns=HUB_COPIES,
+                        local_files_only=offline,
+                    )
                 )
-            )
         except (OSError, ValueError) as error:
             where = (
                 "the hub could not be reached, and it is not in the cache"

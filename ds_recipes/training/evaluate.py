@@ -34,7 +34,7 @@ def evaluate(
             reason = next((found for found in world.gather(wish()) if found is not None), None)
             if reason is not None:
                 return Evaluation(None, reason)
-        loss, targets = engine.evaluate(batch)
+        loss, targets = world.progressed(engine.evaluate(batch))
         loss_sum += float(loss)
         target_tokens += targets
     loss_sum, total = world.sum([loss_sum, target_tokens])

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ds_recipes.config.hang_settings import START, TOKENISE
 from ds_recipes.config.schema import Config
 from ds_recipes.data.reading import Reading, read_corpora
 from ds_recipes.data.tokenizer import add_tokens, check_special_ids, load_tokenizer, rows_for
@@ -36,7 +37,9 @@ def read_inputs(config: Config, world: World, say: Callable[[str], None]) -> Inp
     tokenizer = world.check("tokenizer", lambda: read_tokenizer(config))
     source, notes = world.check("vocabulary", lambda: fit_vocabulary(config, found, tokenizer))
     skeleton = world.check("model", lambda: source.skeleton(torch.float32, "eager", torch.device("cpu")))
+    world.doing("reading the data", TOKENISE)
     data = read_corpora(config, tokenizer, source.vocabulary_size, world, say)
+    world.doing("reading the data is done", START)
     world.check("chat template", lambda: _keep_chat_template(config, tokenizer))
     return Inputs(source, skeleton, tokenizer, data, notes)
 

@@ -1,20 +1,23 @@
 """One launch of a run: the ranks meet, the run folder is theirs alone, and run.json says how it goes."""
 
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ds_recipes.checkpoint.run_lock import RunLock, take
 from ds_recipes.config.schema import Config
 from ds_recipes.engine.create import start_world
 from ds_recipes.errors import TrainingError
-from ds_recipes.training.run_record import LAUNCH_VARIABLE, RunRecord
+from ds_recipes.training.run_record import LAUNCH_VARIABLE, RunRecord, mark_failed
 from ds_recipes.training.stop import StopRequest
 from ds_recipes.training.trackers.group import check_trackers
 from ds_recipes.world import channel
 from ds_recipes.world.group import World
+from ds_recipes.world.hang.watch import HangWatch
 from ds_recipes.world.resolve import Place
 from ds_recipes.world.seats import gather_seats, seat_table
 
@@ -64,6 +67,10 @@ def open_launch(config: Config, place: Place, started: float) -> Iterator[Launch
     stop = StopRequest(folder, place.rank == 0, started, config.checkpoint.stop_after)
     world = start_world(place, config, wish=stop.reason, note=_unmet(folder, config, place))
     stop.hear(world.heard_stop)
+    name = world.broadcast(os.environ.get(LAUNCH_VARIABLE) or uuid.uuid4().hex[:12])
+    if config.hang.hang_monitor:
+        again = "" if place.attempt == "0" else f"-{place.attempt}"
+        world.hang = HangWatch(world, config.hang, folder / "hang" / f"{name}{again}")
     hosts = list(dict.fromkeys(world.gather(os.uname().nodename)))
     world.note_failure(_nobody)  # run.json is another job's until the lock is held
     lock = world.check("run lock", lambda: _take_lock(folder) if world.rank == 0 else None)
@@ -71,10 +78,12 @@ def open_launch(config: Config, place: Place, started: float) -> Iterator[Launch
         lock.when_lost = _end_all
         world.note_failure(lambda reason, status: lock.release())
     record = world.check(
-        "run folder", lambda: None if lock is None else RunRecord(folder, config, world.size, hosts, lock.holds)
+        "run folder", lambda: None if lock is None else RunRecord(folder, config, world.size, hosts, lock.holds, name)
     )
     if record is not None and lock is not None:
         world.note_failure(_note_and_release(record, lock))
+    if world.hang is not None:
+        world.hang.ending.note_lost = partial(mark_failed, folder, name)
     stop.leave_if_asked(world, "the start")
     world.heed(stop.reason)
     attempt = world.broadcast("" if lock is None else lock.attempt)

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from ds_recipes.config.hang_settings import EVALUATE, STEP
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.errors import STOPPED_EARLY, TrainingError
 from ds_recipes.training.bad_steps import answer_bad_step
@@ -32,6 +33,7 @@ def _train(run: Run) -> int:
         stop_reason = validate(run, state).stop_reason
     while state.step < run.total_steps and stop_reason is None:
         run.saving.poll()
+        run.world.doing(f"step {state.step + 1}", STEP, state.step + 1)
         run.meter.start_step()
         begin = state.position
         group = run.stream.take()
@@ -40,7 +42,7 @@ def _train(run: Run) -> int:
         if stop_reason is not None:
             break
         evaluation = None
-        losses = [run.engine.backward(batch, scale=1 / totals.target_tokens) for batch in group]
+        losses = [run.world.progressed(run.engine.backward(batch, scale=1 / totals.target_tokens)) for batch in group]
         outcome = update(run, losses, totals, state)
         run.meter.end_step(totals.tokens)
         verdict = run.guard.judge(state, outcome)
@@ -51,6 +53,7 @@ def _train(run: Run) -> int:
         run.trackers.reached(state.step)
         run.prepare_saving(state.step)
         run.report_repeats(begin, state)
+        run.report_slow_ranks(state.step)
         if state.step % run.config.logging.log_interval == 0 or state.step == run.total_steps:
             log_step(run, state, outcome)
         if run.evaluates_after(state.step):
@@ -67,7 +70,6 @@ def agree(run: Run, group: Sequence[MicroBatch], state: TrainingState) -> tuple[
     Raises:
         TrainingError: the step has no target token at all.
     """
-    run.world.doing(f"step {state.step + 1}")
     wish = run.stop.reason(reserve_seconds=run.reserve_seconds(state.step + 1))
     sums = run.world.sum(
         [
@@ -133,7 +135,7 @@ def log_step(run: Run, state: TrainingState, outcome: StepOutcome) -> None:
 
 def validate(run: Run, state: TrainingState) -> Evaluation:
     """Evaluate, and log what came of it; it is abandoned when the run is to stop."""
-    run.world.doing(f"the evaluation after step {state.step}")
+    run.world.doing(f"the evaluation after step {state.step}", EVALUATE, state.step)
     started = time.monotonic()
     wish = partial(run.stop.reason, run.reserve_seconds())
     evaluation = evaluate(run.engine, run.validation_stream(), run.world, wish)

@@ -5,11 +5,13 @@ next checkpoint, starts again from the same checkpoint, diverges at the same ste
 """
 
 from ds_recipes.checkpoint.load import Found, find_newest, open_reader, set_aside
+from ds_recipes.config.hang_settings import LOAD
 from ds_recipes.config.plan import make_plan
 from ds_recipes.data.skips import Skips
 from ds_recipes.data.stream import Stream
 from ds_recipes.errors import CheckpointError, TrainingError
 from ds_recipes.training.guard import Rewind, SpikeRow
+from ds_recipes.training.hurried import Counted
 from ds_recipes.training.leaving_out import how_to_leave_out
 from ds_recipes.training.resume import load_start
 from ds_recipes.training.run import Run
@@ -24,7 +26,7 @@ def rewind(run: Run, row: SpikeRow, state: TrainingState) -> TrainingState | Non
     Raises:
         TrainingError: the run has gone back as often as it may, or all checkpoints before the spikes are damaged.
     """
-    run.world.doing(f"going back from step {state.step}")
+    run.world.doing(f"going back from step {state.step}", LOAD, state.step)
     run.saving.wait()
     found = _newest_before(run, row)
     if found is None:
@@ -58,7 +60,8 @@ def _go_back(run: Run, found: Found, done: Rewind) -> TrainingState:
     """Put every part of the run where a start from `found` puts it, with the rows of `done` left out as well."""
     skips = Skips([*run.stream.skips.ranges, (done.start, done.stop)])
     run.plan = make_plan(run.config, run.world.size, run.corpus.num_rows, skips.ranges)
-    state = load_start(run.config, run.engine, open_reader(found.path, found.manifest), found, run.world)
+    reader = Counted(open_reader(found.path, found.manifest))
+    state = load_start(run.config, run.engine, reader, found, run.world)
     run.guard.go_back(found.state.get("guard"), done)
     run.stream.close()
     run.stream = Stream(

@@ -111,6 +111,12 @@ class Run:
             f"tokens/{name}": tokens for name, tokens in zip(names, state.source_tokens, strict=True)
         }
 
+    def report_slow_ranks(self, step: int) -> None:
+        """Say which ranks the others wait for, each of them once."""
+        for slow in self.world.hang.slow_ranks() if self.world.hang is not None else ():
+            where = {"rank": slow.rank, "host": slow.host, "slow_in": slow.part}
+            self.trackers.event("straggler", step=step, message=slow.message, **where)
+
     def report_repeats(self, start: int, state: TrainingState) -> None:
         """Say which sources begin again in a new order at a position between `start` and the state's."""
         names, limit = self.corpus.names, self.plan.total_rows

@@ -42,10 +42,11 @@ class RunRecord:
         world_size: int,
         hosts: Sequence[str],
         may_write: Callable[[], bool] = lambda: True,
+        launch: str | None = None,
     ) -> None:
         """Write `run.yaml`, and `run.json` with this launch as running.
 
-        Once `may_write` says no, run.json is another launch's, and left alone.
+        Once `may_write` says no, run.json is another launch's, and left alone. Without `launch` the id is the environment's.
 
         Raises:
             OSError: the run folder cannot be written.
@@ -54,7 +55,7 @@ class RunRecord:
         self._may_write = may_write
         self._writing = threading.RLock()  # another rank's failure is noted by a thread
         self._started, self._clock_at_start = datetime.now(UTC), time.monotonic()
-        self.launch = os.environ.get(LAUNCH_VARIABLE) or uuid.uuid4().hex[:12]
+        self.launch = launch or os.environ.get(LAUNCH_VARIABLE) or uuid.uuid4().hex[:12]
         run_folder.mkdir(parents=True, exist_ok=True)
         earlier = _earlier_launches(run_folder / "run.json")
         self._entry: dict[str, Any] = {
@@ -116,6 +117,21 @@ class RunRecord:
             text = json.dumps(latest | {"launches": self._launches}, indent=2) + "\n"
             if self._may_write():
                 replace_file(self._folder / "run.json", text.encode())
+
+
+def mark_failed(run_folder: Path, launch: str, reason: str) -> None:
+    """Record from outside that this launch failed, in the place of a rank 0 that no longer can. Any rank may do it.
+
+    Raises:
+        OSError, ValueError: run.json cannot be read or written.
+    """
+    path = run_folder / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    entry = record["launches"][-1]
+    if entry["launch"] == launch and entry["state"] == "running":
+        entry |= {"state": "failed", "reason": reason, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
+        record |= {name: entry[name] for name in ("launch", "state", "reason")}
+        replace_file(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def versions() -> dict[str, str]:

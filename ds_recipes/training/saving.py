@@ -15,11 +15,13 @@ from ds_recipes.checkpoint.retention import EVALUATION, Keep
 from ds_recipes.checkpoint.saver import Saver
 from ds_recipes.checkpoint.store import Store, checkpoint_name
 from ds_recipes.config.checkpoint_settings import CheckpointConfig
+from ds_recipes.config.hang_settings import SAVE
 from ds_recipes.engine.base import Engine
 from ds_recipes.errors import SaveError
 from ds_recipes.training.state import TrainingState
 from ds_recipes.training.trackers.group import Trackers
 from ds_recipes.world.group import World
+from ds_recipes.world.hang.activity import here
 
 PROBE_TOKENS = 16
 """Length of the fixed row whose logits a checkpoint records, for the check of an exported model."""
@@ -99,7 +101,7 @@ class Saving:
         name = checkpoint_name(state.step)
         if not self._settings.save_model or (self.last_saved is not None and self.last_saved.name == name):
             return
-        self._world.doing("saving")
+        self._world.doing("saving", SAVE, state.step)
         contents = self._capture(state, evaluation)
         self._saver.begin(contents, self._engine, self._settings.async_save and not must_succeed)
         begun.stall_seconds = time.monotonic() - begun.started
@@ -125,8 +127,11 @@ class Saving:
         begun, self._begun = self._begun, None
         if begun is None:
             return
+        if self._saver.is_busy:
+            self._world.doing("waiting for the save", SAVE, begun.step)
         try:
-            saved = self._saver.outcome()
+            with here().waiting("the thread that writes the checkpoint"):
+                saved = self._saver.outcome()
         except SaveError as error:
             if begun.must_succeed or self._settings.on_save_error == "stop":
                 raise

@@ -8,6 +8,7 @@ from ds_recipes.checkpoint.load import Found
 from ds_recipes.checkpoint.retention import EVALUATION
 from ds_recipes.config.ds.effective import effective_ds_config
 from ds_recipes.config.engine_settings import engine_settings
+from ds_recipes.config.hang_settings import LOAD, START
 from ds_recipes.config.plan import Plan, make_plan
 from ds_recipes.config.schema import Config
 from ds_recipes.data.skips import Skips
@@ -54,6 +55,7 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     world.check("device", lambda: check_device(config, world.device))
     _set_determinism(config)
     inputs = read_inputs(config, world, launch.say)
+    world.doing("looking for checkpoints", LOAD)
     begin = find_start(config, launch.folder, world)
     found = begin.found
     skips, late = skips_of(config, found)
@@ -77,11 +79,13 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     check_room(config, launch, shapes, files, first_step, plan.total_steps)
     start = read_start(inputs.source, found, world)
     announce_inputs(config, launch, plan, inputs)
+    world.doing("building the engine", START)
     engine = create_engine(config, plan, inputs.source, world)
     launch.stop.leave_if_asked(world, "building the engine")
-    world.doing("loading")
+    world.doing("loading", LOAD)
     state = load_start(config, engine, Hurried(start, world.heard_stop), found, world)
     launch.stop.leave_if_asked(world, "loading")
+    world.doing("the last checks", START)
     check_loss_head(engine, inputs.source.vocabulary_size, config.run.precision)
     attention = choose_attention(config, world.device)
     if config.data.packing != "off":

@@ -19,7 +19,8 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from ds_recipes.errors import DsRecipesError, PeerFailure, StoppedEarly
+from ds_recipes.errors import DsRecipesError, LauncherGone, PeerFailure, StoppedEarly
+from ds_recipes.world import launcher_watch
 from ds_recipes.world.resolve import Place
 
 if TYPE_CHECKING:
@@ -66,17 +67,26 @@ class Channel:
         self._place = place
         self._ending = threading.Lock()
         self._closed = threading.Event()
-        self._limit: tuple[float, DsRecipesError] | None = None
+        self._told = False
+        self._limit: threading.Timer | None = None
         self._watcher = threading.Thread(target=self._watch, name="failure-watch", daemon=True)
         self._watcher.start()
         current = self
 
+    @property
+    def place(self) -> Place:
+        """Where this rank stands; with the port that the store has."""
+        return self._place
+
     def limit(self, seconds: float, error: DsRecipesError) -> None:
-        """End all ranks with `error` unless `no_limit` is called within `seconds`."""
-        self._limit = (time.monotonic() + seconds, error)
+        """End all ranks with `error` unless `no_limit` is called within `seconds`. A store that does not answer delays nothing."""
+        self._limit = threading.Timer(seconds, self.fail, (error,))
+        self._limit.daemon = True
+        self._limit.start()
 
     def no_limit(self) -> None:
-        self._limit = None
+        if self._limit is not None:
+            self._limit.cancel()
 
     def close(self) -> None:
         """Stop watching, in agreement: the process that serves the store stays until all have closed."""
@@ -93,26 +103,33 @@ class Channel:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):  # launchers send these as soon as one rank is gone
                 signal.signal(number, signal.SIG_IGN)
-        if not self._ending.acquire(blocking=False):
+        if not self.seize():
             while True:  # another thread of this process is ending it
                 time.sleep(1)
+        self.end(error)
+
+    def seize(self) -> bool:
+        """From now on only the caller ends this process; False if another thread does already."""
+        return self._ending.acquire(blocking=False)
+
+    def end(self, error: BaseException, num_gone: int = 0) -> NoReturn:
+        """What `fail` does, for who has seized the ending. So many ranks are known to be gone, and are not waited for."""
         status = exit_status(error)
-        timer = threading.Timer(LAST_RESORT_SECONDS, os._exit, (status,))
+        timer = threading.Timer(LAST_RESORT_SECONDS, self._leave_untold, (error, status))
         timer.daemon = True
         with contextlib.suppress(RuntimeError):  # a process that is out of memory gets no new thread
             timer.start()
         try:
-            status = self._end_together(error, status)
+            status = self._end_together(error, status, num_gone)
         except RuntimeError:  # torch's errors of a store that is gone, and with it rank 0
             lost = self._lost_store()
             self._note(lost if isinstance(error, PeerFailure) else _reason(error), status)
-            own = "" if isinstance(error, PeerFailure) else f"\n{describe(error)}"
+            own = "" if isinstance(error, (LauncherGone, PeerFailure)) else f"\n{describe(error)}"
             show_once_a_host(lost + own + self._whereabouts(error))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         os._exit(status)
 
-    def _end_together(self, error: BaseException, status: int) -> int:
+    def _end_together(self, error: BaseException, status: int, num_gone: int) -> int:
         """Claim the failure or accept another's; return the exit status that all ranks end with."""
         store, place = self._store, self._place
         if isinstance(error, PeerFailure):
@@ -123,17 +140,28 @@ class Channel:
         self._note(str(first["reason"]), int(first["status"]))
         store.set(f"here/{place.rank}", "")
         store.add("here", 1)
-        size = place.size
+        size = place.size - num_gone
         if first["rank"] == place.rank:
             lost = [] if _explains_itself(error) else self._roll_call()
             self._show(text + (f"\nLost contact with {name_ranks(lost)}. {KILLED}" if lost else ""))
             size -= len(lost)
-        elif not wait_until(lambda: store.check(["shown"]), SHOW_SECONDS):
+        elif not self._is_shown():
             self._show(str(first["text"]))
+        self._told = True
         store.add("left", 1)
         if self._serves_the_store:
             wait_until(lambda: store.add("left", 0) >= size, LEAVE_SECONDS)
         return int(first["status"])
+
+    def _leave_untold(self, error: BaseException, status: int) -> None:
+        """The store, or a disk, does not answer."""
+        if not self._told:
+            show_once_a_host(f"{self._unanswered()}{describe(error)}{self._whereabouts(error)}")
+        os._exit(status)
+
+    def _unanswered(self) -> str:
+        place = self._place
+        return "" if self._serves_the_store else f"No answer from the store at {place.address}:{place.port}.\n"
 
     def _note(self, reason: str, status: int) -> None:
         if self.note is not None:
@@ -142,9 +170,17 @@ class Channel:
 
     def _show(self, text: str) -> None:
         me = str(self._place.rank)
-        if self._store.compare_set("teller", "", me).decode() == me:
-            show(text)
+        if self._store.compare_set("teller", "", me).decode() == me and not show(text):
+            self._store.set("teller", "")
+            self._store.set("unheard", "")
+            return
         self._store.set("shown", "")
+
+    def _is_shown(self) -> bool:
+        """Wait for the one who is to show the error; False if it is late, or nobody reads what it prints."""
+        store = self._store
+        wait_until(lambda: bool(store.check(["shown"]) or store.check(["unheard"])), SHOW_SECONDS)
+        return bool(store.check(["shown"]))
 
     def _roll_call(self) -> list[int]:
         """The ranks that do not answer."""
@@ -164,7 +200,9 @@ class Channel:
         return self._place.rank == 0 and not self._place.hosted
 
     def _lost_store(self) -> str:
-        place = self._place
+        gone, place = launcher_watch.gone(), self._place
+        if gone is not None:
+            return str(gone)
         whom = "the launcher's store" if place.hosted else "rank 0"
         return f"Lost contact with {whom} at {place.address}:{place.port}. {KILLED}"
 
@@ -177,9 +215,6 @@ class Channel:
                 failed = True
             if failed:
                 self.fail(PeerFailure("Another rank failed."))
-            limit = self._limit
-            if limit is not None and time.monotonic() > limit[0]:
-                self.fail(limit[1])
 
     def _pass_wishes_on(self) -> None:
         if self.asked is None and self.wish is not None and (own := self.wish()) is not None:
@@ -226,11 +261,21 @@ def name_ranks(ranks: list[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {listed}"
 
 
-def show(text: str) -> None:
-    """Print an error, whole, after everything that was printed before."""
-    sys.stdout.flush()
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+def show(text: str) -> bool:
+    """Print an error, whole, after everything that was printed before. False if nobody is there to read it."""
+    try:
+        _flush()
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the launcher's end of the pipe may be gone
+            stream.flush()
 
 
 def show_once_a_host(text: str) -> None:

@@ -8,8 +8,8 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from ds_recipes.errors import DsRecipesError, StartError, StoppedEarly
-from ds_recipes.world import channel
+from ds_recipes.errors import DsRecipesError, LauncherGone, StartError, StoppedEarly
+from ds_recipes.world import channel, launcher_watch
 from ds_recipes.world.resolve import is_speaker, resolve
 from ds_recipes.world.signals import first_signal
 
@@ -18,6 +18,10 @@ SILENT_SECONDS = 4.0
 
 CARRY_SECONDS = 30.0
 """How long a rank that has an error which rank 0 may not have tries to reach it."""
+
+
+MEETING_SECONDS = 6.0
+"""How long ranks whose launcher is gone wait for the line to the others, which those on other hosts hear of it through."""
 
 
 def run_guarded(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -29,14 +33,16 @@ def run_guarded(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> in
     """
     # A peer that is gone makes torch's store print a C++ stack on every rank; the message here says who it was.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    launcher_watch.begin(_leave_without_launcher)
     try:
         return _run(main, argv)
     except BaseException as error:
+        cause = launcher_watch.cause_of(error)
         if channel.current is not None:
-            channel.current.fail(error)
+            channel.current.fail(cause)
         if isinstance(error, SystemExit):  # --help
             raise
-        return _fail_alone(error)
+        return _fail_alone(cause)
 
 
 def _run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -54,6 +60,9 @@ def _run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
 def _fail_alone(error: BaseException) -> int:
     """End this process before the ranks have met."""
     status = channel.exit_status(error)
+    if isinstance(error, LauncherGone):
+        channel.show_once_a_host(channel.describe(error))
+        return status
     if is_speaker(os.environ):
         channel.show(channel.describe(error))
         return status
@@ -82,3 +91,11 @@ def _carry(error: BaseException) -> None:
     except DsRecipesError:
         return
     line.fail(error)
+
+
+def _leave_without_launcher(error: LauncherGone) -> None:
+    """End this process, in the launcher watch's thread, whatever the main thread is doing."""
+    channel.wait_until(lambda: channel.current is not None, MEETING_SECONDS)
+    if channel.current is not None:
+        channel.current.fail(error)
+    os._exit(_fail_alone(error))

@@ -17,10 +17,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from ds_recipes.errors import ConfigError, DsRecipesError, PeerFailure, StartError, StoppedEarly, WorldError
+from ds_recipes.errors import DsRecipesError, PeerFailure, StartError, StoppedEarly, WorldError
 from ds_recipes.world.channel import Channel, describe, name_ranks
+from ds_recipes.world.hang.activity import here
+from ds_recipes.world.hang.watch import HangWatch
 from ds_recipes.world.rendezvous import Hello, Patience, check_hosts, connect, greet
 from ds_recipes.world.resolve import Place
+from ds_recipes.world.shared_error import shared_error
 
 START_SECONDS = 300.0
 BARRIER_SECONDS = 600.0
@@ -42,18 +45,30 @@ class World:
         self.local_rank = place.local_rank
         self.device = device
         self.hosts = tuple(hosts)
+        self.hang: HangWatch | None = None
+        """Sees to it that a run which no longer comes further ends; while it is None nobody does."""
         self._store: Store | None = None
         self._channel: Channel | None = None
         self._cpu_group: dist.ProcessGroup | None = None
         self._barriers = 0
+        self._patience = datetime.timedelta(seconds=COLLECTIVE_SECONDS)
         self._phase = "the start"
         self._wish: Callable[[], str | None] | None = None
 
-    def doing(self, phase: str) -> None:
-        """Note what this rank is about to do, for the message if it fails. Not collective."""
-        self._phase = phase
+    def doing(self, what: str, phase: str | None = None, step: int | None = None) -> None:
+        """Note what this rank is about to do, for the message if it fails or hangs. Not collective.
+
+        `phase` is one of `hang_settings.PHASES`, of which each has a limit; without it the phase stays the same.
+        """
+        here().enter(what, phase, step)
+        self._phase = what
         if self._channel is not None:
-            self._channel.phase = phase
+            self._channel.phase = what
+
+    def progressed(self, result: T) -> T:
+        """Note that this rank has come further, with `result`, within what it is doing. Not collective."""
+        here().progress()
+        return result
 
     def note_failure(self, note: Callable[[str, int], None]) -> None:
         """Call `note` with the reason and the exit status if the run fails, on this rank or another. Not collective."""
@@ -81,6 +96,7 @@ class World:
         Raises:
             StoppedEarly: some rank wants to stop, and the first step is not near yet.
         """
+        here().progress()
         reason = self.heard_stop() if self._wish is not None else None
         if reason is not None:
             raise StoppedEarly(reason, self._phase)
@@ -111,7 +127,8 @@ class World:
         if self._cpu_group is None:
             return [value]
         gathered: list[Any] = [None] * self.size
-        dist.all_gather_object(gathered, value, group=self._cpu_group)
+        with here().in_collective("gather"):
+            dist.all_gather_object(gathered, value, group=self._cpu_group)
         return gathered
 
     def gather_array(self, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
@@ -130,7 +147,8 @@ class World:
         padded[: tensor.numel()] = tensor
         pieces = [torch.empty_like(padded) for _ in lengths]
         if max(lengths):
-            dist.all_gather(pieces, padded, group=self._cpu_group if tensor.device.type == "cpu" else None)
+            with here().in_collective("gather_tensor"):
+                dist.all_gather(pieces, padded, group=self._cpu_group if tensor.device.type == "cpu" else None)
         return [piece[:length] for piece, length in zip(pieces, lengths, strict=True)]
 
     def broadcast(self, value: T) -> T:
@@ -138,7 +156,8 @@ class World:
         if self._cpu_group is None:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=self._cpu_group)
+        with here().in_collective("broadcast"):
+            dist.broadcast_object_list(values, src=0, group=self._cpu_group)
         return values[0]
 
     def barrier(self, name: str, timeout_seconds: float = BARRIER_SECONDS) -> None:
@@ -155,7 +174,8 @@ class World:
         started = time.monotonic()
         work = dist.barrier(group=self._cpu_group, async_op=True)
         try:
-            work.wait(datetime.timedelta(seconds=timeout_seconds))
+            with here().in_collective("barrier"):
+                work.wait(datetime.timedelta(seconds=timeout_seconds))
         except RuntimeError as error:
             late = [rank for rank in range(self.size) if int(self._store.get(f"barrier/{rank}")) < self._barriers]
             if not late or time.monotonic() - started < timeout_seconds:  # a broken connection, not a late rank
@@ -190,17 +210,16 @@ class World:
             return value
         if failure is not None and (self.size == 1 or not isinstance(failure, DsRecipesError)):
             raise failure
-        raise _shared_error(name, failures, self.size)
+        raise shared_error(name, failures, self.size)
 
-    def companion(self, timeout_seconds: float = COLLECTIVE_SECONDS) -> "World":
+    def companion(self) -> "World":
         """The same ranks on a group of their own, for one thread that works beside this one's. It ends with this world.
 
         It has no line for failures and no phase: what goes wrong in it is for the thread to report.
         """
         other = World(Place(self.rank, self.size, self.local_rank), self.device, self.hosts)
         if self._cpu_group is not None:
-            timeout = datetime.timedelta(seconds=timeout_seconds)
-            other._cpu_group = dist.new_group(backend="gloo", timeout=timeout)
+            other._cpu_group = dist.new_group(backend="gloo", timeout=self._patience)
         return other
 
     def close(self) -> None:
@@ -208,6 +227,8 @@ class World:
         if self._channel is None:
             return
         self.barrier("the end")
+        if self.hang is not None:
+            self.hang.close()
         dist.destroy_process_group()
         self._channel.close()
         self._channel = self._store = self._cpu_group = None
@@ -216,7 +237,8 @@ class World:
         if self._cpu_group is None:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, op=op, group=self._cpu_group)
+        with here().in_collective("all_reduce"):
+            dist.all_reduce(tensor, op=op, group=self._cpu_group)
         return [type(value)(result) for value, result in zip(values, tensor.tolist(), strict=True)]
 
 
@@ -254,6 +276,7 @@ def start(
     check_hosts(hellos)
     world = World(place, device, [hello.host for hello in hellos])
     world._store, world._channel = store, channel
+    world._patience = datetime.timedelta(seconds=collective_timeout_seconds)
     channel.leave = world.close
     channel.limit(
         timeout_seconds,
@@ -325,19 +348,3 @@ def _start_deepspeed(place: Place, device: torch.device) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING if place.rank == 0 else logging.ERROR)
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` (is|will be) deprecated", FutureWarning)
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-
-
-def _shared_error(name: str, failures: dict[int, tuple[type[Exception], str]], size: int) -> DsRecipesError:
-    """One error out of those of some ranks, the same on every rank."""
-    foreign = [rank for rank, (kind, _) in failures.items() if not issubclass(kind, DsRecipesError)]
-    if foreign:
-        last_line = failures[foreign[0]][1].splitlines()[-1]
-        return PeerFailure(f"{name_ranks(foreign).capitalize()} failed in {name}: {last_line}")
-    kind: Any = next(iter(failures.values()))[0]
-    texts: dict[str, list[int]] = {}
-    for rank, (_, text) in failures.items():
-        texts.setdefault(text, []).append(rank)
-    lines = [text if len(ranks) == size else f"{text} ({name_ranks(ranks)})" for text, ranks in texts.items()]
-    error: DsRecipesError = kind(lines) if issubclass(kind, ConfigError) else kind("\n".join(lines))
-    error.add_note(f"(in {name})")
-    return error

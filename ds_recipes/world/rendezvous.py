@@ -4,15 +4,20 @@ import datetime
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from ds_recipes.errors import StartError, StoppedEarly, WorldError
-from ds_recipes.world.channel import Channel, name_ranks, wait_until
+from ds_recipes.world.channel import Channel, describe, exit_status, name_ranks, show_once_a_host, wait_until
 from ds_recipes.world.resolve import Place
+
+SPEAKS_FIRST_SECONDS = 15.0
+"""How much longer than rank 0, which can name those that are missing, the others wait for its word."""
 
 LAST_WAIT_SECONDS = 5.0
 """How long a rank that is asked to stop still waits for the others, to leave together with them."""
@@ -75,8 +80,9 @@ def connect(place: Place, timeout_seconds: float, patience: Patience) -> tuple[S
         _wait_for_listener(place, timeout_seconds, patience)
     port = place.port or 0
     try:
-        tcp = TCPStore(place.address, port, is_master=serves, wait_for_workers=False, timeout=timeout)
-        second = TCPStore(place.address, tcp.port, is_master=False, wait_for_workers=False, timeout=timeout)
+        with _answered(place, timeout_seconds):
+            tcp = TCPStore(place.address, port, is_master=serves, wait_for_workers=False, timeout=timeout)
+            second = TCPStore(place.address, tcp.port, is_master=False, wait_for_workers=False, timeout=timeout)
     except DistError as error:
         raise StartError(_refusal(place, serves, error)) from error
     prefix = f"ds_recipes/{place.attempt}"
@@ -105,9 +111,33 @@ def greet(store: Store, place: Place, gpu: str | None, timeout_seconds: float, p
                 f"Look for their own messages, and whether their hosts reach {place.address}:{place.port} of {host}."
             )
         store.set("all_here", json.dumps([json.loads(store.get(key)) for key in keys]))
-    elif not patience.wait_until(lambda: store.check(["all_here"]), timeout_seconds + 15):  # rank 0 speaks first
-        raise StartError(f"Rank 0 did not report within {timeout_seconds:.0f} s that all {place.size} ranks came.")
+    else:
+        with _answered(place, timeout_seconds):
+            all_came = patience.wait_until(lambda: store.check(["all_here"]), timeout_seconds + SPEAKS_FIRST_SECONDS)
+        if not all_came:
+            raise StartError(f"Rank 0 did not report within {timeout_seconds:.0f} s that all {place.size} ranks came.")
     return [Hello(**hello) for hello in json.loads(store.get("all_here"))]
+
+
+@contextmanager
+def _answered(place: Place, timeout_seconds: float) -> Iterator[None]:
+    """Around calls on the store, which block for as long as the process that serves it is stopped: not for ever."""
+    error = StartError(
+        f"Rank {place.rank} on {socket.gethostname()} has reached {place.address}:{place.port}, but nobody answers there: the "
+        "process that listens, rank 0 or the launcher, is stopped or hangs."
+    )
+    timer = threading.Timer(timeout_seconds + SPEAKS_FIRST_SECONDS + 1, _leave, (error,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _leave(error: StartError) -> None:
+    show_once_a_host(describe(error))
+    os._exit(exit_status(error))
 
 
 def check_hosts(hellos: Sequence[Hello]) -> None:

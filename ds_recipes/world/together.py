@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ds_recipes.world.group import World
+from ds_recipes.world.hang.activity import here
 
 LONGEST_PAUSE_SECONDS = 1.0
 
@@ -52,15 +53,16 @@ def work_together(
     thread.start()
     pause = 0.005
     try:
-        while True:
-            ended = not thread.is_alive()
-            words = world.gather(Word(ended, ended and isinstance(outcome[0], _Raised), report()))
-            world.leave_together(world.wish_to_stop())
-            hear(words)
-            if all(word.ended for word in words):
-                break
-            thread.join(pause)
-            pause = min(1.5 * pause, LONGEST_PAUSE_SECONDS)
+        with here().beside(thread):  # what the thread does is progress, this talk is not
+            while True:
+                ended = not thread.is_alive()
+                words = world.gather(Word(ended, ended and isinstance(outcome[0], _Raised), report()))
+                world.leave_together(world.wish_to_stop())
+                hear(words)
+                if all(word.ended for word in words):
+                    break
+                thread.join(pause)
+                pause = min(1.5 * pause, LONGEST_PAUSE_SECONDS)
     except BaseException:
         give_up()
         thread.join(LAST_SECONDS)

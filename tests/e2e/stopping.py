@@ -14,19 +14,22 @@ from tests.e2e.launchers import ROOT, begin, command
 from tests.ranks.training import metrics, until_step
 
 LEAVE_SECONDS = 60.0
-"""Whatever the launcher has done, the ranks are gone after this long, or they do not intend to go."""
+"""How long the launcher may take to end."""
+
+ORPHAN_SECONDS = 15.0
+"""How long ranks may be there without a launcher."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The launcher's status, what the run folder says, and which ranks went on without a launcher."""
+    """The launcher's status, what the run folder says, and whether ranks went on without a launcher."""
 
     status: int
     output: str
     record: dict[str, Any]
     checkpoints: list[int]
     steps: int  # the last one that was logged
-    orphans: int  # ranks that went on training when the launcher was gone; a STOP file has ended them
+    orphans: int  # ranks that were still there when the launcher had been gone for some time
 
     @property
     def saved(self) -> bool:
@@ -45,7 +48,7 @@ def ask(launcher: str, nano: Path, folder: Path, what: str, *flags: str, env: Ma
         else:
             process.send_signal(signal.Signals[what])
         status = _left(process)
-        orphans = _end_orphans(folder)
+        orphans = _orphans(folder)
     finally:
         for rank in _ranks(folder):
             os.kill(rank, signal.SIGKILL)
@@ -71,19 +74,12 @@ def _left(process: "subprocess.Popen[str]") -> int:
     return process.returncode
 
 
-def _end_orphans(folder: Path) -> int:
-    """The ranks that still take steps some seconds after their launcher is gone; they are asked to stop by the file."""
-    before, deadline = max(metrics(folder)), time.monotonic() + LEAVE_SECONDS
-    while _ranks(folder) and max(metrics(folder)) < before + 3:
-        if time.monotonic() > deadline:
-            raise AssertionError(f"ranks of {folder} neither train nor leave")
-        time.sleep(0.2)
-    orphans = len(_ranks(folder))
-    if orphans:
-        (folder / "STOP").touch()
+def _orphans(folder: Path) -> int:
+    """How many ranks do not leave after their launcher."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
     while _ranks(folder) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return orphans
+    return len(_ranks(folder))
 
 
 def _ranks(folder: Path) -> list[int]:

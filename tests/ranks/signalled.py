@@ -6,7 +6,7 @@ The environment says when: `WHEN` is a JSON object with
     ranks    which ranks act; the others run as they are
     act      a signal's name, which the rank sends to itself; "STOP", which makes that file in `folder`; or "limit", which
              leaves it no more memory than it has
-    slow     optional: "module:..." like `place`, each call of which takes `seconds` more, on all ranks
+    slow     optional: "module:..." like `place`, each call of which takes `seconds` more, on all ranks or on `slow_ranks`
 """
 
 import importlib
@@ -34,7 +34,7 @@ def signalled(argv: Sequence[str]) -> int:
         from tests.unit.data.tokens.stores import cut_small
 
         cut_small(plan["small_parts"])
-    if "slow" in plan:
+    if "slow" in plan and int(os.environ["RANK"]) in plan.get("slow_ranks", [int(os.environ["RANK"])]):
         _before(plan["slow"], lambda number: time.sleep(plan["seconds"]))
     if int(os.environ["RANK"]) in plan["ranks"]:
         _before(plan["place"], lambda number: _act(plan) if number == plan["call"] else None)

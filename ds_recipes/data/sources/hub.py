@@ -19,6 +19,7 @@ from ds_recipes.data.sources.messages import first_line, named, quoted
 from ds_recipes.data.sources.record import Bad, Record, even_cuts, is_inside
 from ds_recipes.errors import InputError
 from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
+from ds_recipes.world.hang.activity import here
 
 if TYPE_CHECKING:
     import datasets
@@ -98,9 +99,10 @@ def open_hub(data: HubData, cache: Path, progress: Progress | None = None) -> Ar
 
         offline = datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE or not reachable
         try:
-            dataset = datasets.load_dataset(
-                data.name, data.config, split=data.split, revision=data.revision, keep_in_memory=False
-            )
+            with here().trusted():
+                dataset = datasets.load_dataset(
+                    data.name, data.config, split=data.split, revision=data.revision, keep_in_memory=False
+                )
         except Exception as error:  # its own errors, those of the hub, and those of each file format
             where = (
                 "the hub could not be reached, and it is not in the cache" if offline else "the hub gave no such data"

@@ -14,6 +14,7 @@ from ds_recipes.data.tokens.parts import MOST_BAD_SHOWN, SPAN, Part, PartFacts, 
 from ds_recipes.data.tokens.summary import Summary, read_summary, write_summary
 from ds_recipes.errors import DsRecipesError
 from ds_recipes.world.channel import wait_until
+from ds_recipes.world.hang.activity import progress
 
 SHOWN_SECONDS = 120.0
 """How long a shared file system may take to show a rank what another one has written."""
@@ -91,6 +92,7 @@ def _join(folder: Path, table: Path, parts: Sequence[Part], facts: Sequence[Part
         offsets.append(np.zeros(1, INT64))
         span_offsets.append(np.zeros(1, INT64))
         for part, fact in zip(parts, facts, strict=True):
+            progress()
             rows = map_array(part_folder(folder, part.number) / "documents.npy")  # [documents of the part]
             offsets.append(tokens + np.cumsum(rows["length"]))
             span_offsets.append(num_spans + np.cumsum(rows["spans"]))

@@ -18,6 +18,7 @@ from ds_recipes.data.tokens.progress import Ticker
 from ds_recipes.errors import InputError
 from ds_recipes.world.channel import name_ranks
 from ds_recipes.world.group import World
+from ds_recipes.world.hang.activity import progress
 from ds_recipes.world.together import work_together
 
 Place = tuple[Path | HubData, Path]
@@ -70,6 +71,7 @@ def open_together(
         name = path.text if isinstance(place[0], HubData) else place[0]
 
         def note(done: int, total: int) -> None:
+            progress()
             if given_up.is_set():
                 raise Stopped
             latest[:] = [f"reading {name} for the first time: {100 * done / max(total, 1):.0f} %"]

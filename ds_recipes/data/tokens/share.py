@@ -7,6 +7,7 @@ from ds_recipes.data.tokens.answers import Answer, Failed, Made, Wrong
 from ds_recipes.data.tokens.make import PartMaker, Stopped, Task
 from ds_recipes.data.tokens.workers import Workers
 from ds_recipes.errors import DsRecipesError, InputError
+from ds_recipes.world.hang.activity import progress
 from ds_recipes.world.together import Word
 
 SMALL_BYTES = 4 << 20
@@ -42,6 +43,7 @@ class Share:
             DsRecipesError: a worker died, or the disk is full.
         """
         for answer in self._answers():
+            progress()
             self._report = _with(self._report, answer)
 
     def report(self) -> Report:
@@ -62,6 +64,11 @@ class Share:
         own = self._report.wrong
         return not self._given_up and part < self._limit and (own is None or part < own.part)
 
+    def _goes_on_here(self, part: int) -> bool:
+        """Asked from record to record by this process's own work, which so comes further; worker processes do not ask."""
+        progress()
+        return self._goes_on(part)
+
     def _answers(self) -> Iterator[Answer]:
         if self._num_workers == 0:
             yield from self._make_here()
@@ -76,7 +83,7 @@ class Share:
                 return
             try:
                 maker = maker or PartMaker(self._task)
-                facts = maker.make(part, lambda part=part: self._goes_on(part))  # type: ignore[misc]
+                facts = maker.make(part, lambda part=part: self._goes_on_here(part))  # type: ignore[misc]
             except InputError as error:
                 yield Wrong(part, str(error))
             except Stopped:

@@ -58,9 +58,12 @@ class Trackers:
             tracker.rewind(step, total_steps)
 
     def finish(self, state: str, reason: str) -> None:
-        """The launch is over: `state` is complete, stopped or failed. Writes run.json, then closes the trackers."""
+        """The launch is over: `state` is complete, stopped or failed. Writes run.json, then closes the trackers.
+
+        That it failed, and why, is for the end of all ranks to write: this one's error may follow from another's.
+        """
         self.event(state, step=self._step, message=reason)
-        if self._record is not None:
+        if self._record is not None and state != "failed":
             self._record.finish(state, reason)
         self.close()
 

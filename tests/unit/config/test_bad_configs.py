@@ -54,6 +54,17 @@ FLAGS = {
     "--keep_every 100": (
         "--keep_every is 100 (command line) has no effect: keep_last is not set, so all are kept. Set --keep_last too."
     ),
+    "--hang_limits step": (
+        "--hang_limits is step (command line): it takes phase=duration with a phase of start, load, tokenise, step, evaluate, "
+        "save, not 'step'."
+    ),
+    "--hang_limits step=1m save=0s": (
+        "--hang_limits is step=1m save=0s (command line): it needs a duration above 0 for save, such as save=10m."
+    ),
+    "--hang_factor 1": "--hang_factor must be above 1, not 1.0 (command line)",
+    "--hang_monitor false --hang_limits step=1m": (
+        "--hang_limits is step=1m (command line) has no effect: --hang_monitor is false (command line). Leave one of them out."
+    ),
     "--keep_last 1": "--keep_last must be at least 2, not 1 (command line)",
     "--keep_last 2 --keep_best 1": (
         "--keep_best is 1 (command line) needs a validation loss: name data with --validation_data, or leave it out."
