@@ -157,6 +157,7 @@ def test_told_of_its_limit_it_is_queued_again_and_ends_as_if_nothing_had_been(
     assert len(losses(whole)) == STEPS and losses(told) == losses(whole)
 
 
+@pytest.mark.slow
 def test_a_kill_of_a_rank_or_of_mpirun_is_the_jobs_failure_and_leaves_nothing(cluster: GridEngine) -> None:
     rank, launcher = submit(cluster, "rank", *FOREVER), submit(cluster, "launcher", *FOREVER)
     until_step(rank.run, 2, START_SECONDS)

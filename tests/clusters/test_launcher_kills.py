@@ -85,8 +85,8 @@ ON_ONE_HOST = [
     # launcher, victim, the launcher's status
     ("deepspeed", "the launcher", -9),
     ("torchrun", "the launcher", -9),
-    ("mpirun", "the launcher", -9),
-    ("deepspeed", "rank 0", 247),
+    pytest.param("mpirun", "the launcher", -9, marks=SLOW),  # of every day over two hosts
+    pytest.param("deepspeed", "rank 0", 247, marks=SLOW),  # of every day: rank 1, in a job script
     ("mpirun", "rank 1", 137),
     pytest.param("deepspeed", "launch.py", 0, marks=SLOW),
     pytest.param("deepspeed", "rank 1", 247, marks=SLOW),

@@ -25,6 +25,7 @@ def start(cluster: str, nano: Path, folder: Path, *flags: str, resubmit: str = "
     return Running(write_script(cluster, nano, folder, *flags, **fields), folder, {"RESUBMIT": resubmit})
 
 
+@pytest.mark.slow  # a scheduler starts the same text over mpirun every day
 def test_mpirun_at_the_time_limit_is_started_again_and_completes(nano: Path, tmp_path: Path) -> None:
     job = start("mpirun", nano, tmp_path / "run 1", "--max_steps", "40", resubmit="1")
     job.until_step(3)

@@ -10,7 +10,7 @@ import pytest
 
 from ds_recipes.errors import WorldError
 from ds_recipes.world.allocation import expand_hosts, read_allocation
-from ds_recipes.world.intended import check_all_hosts_used, check_intended
+from ds_recipes.world.intended import _hostfile_of, check_all_hosts_used, check_intended
 from ds_recipes.world.resolve import resolve
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "gpu[003-004,9],login1", "SLURM_TASKS_PER_NODE": "8(x3),2"}
@@ -101,7 +101,22 @@ except WorldError as error:
 """
 
 
-@pytest.mark.parametrize("words", [["--hostfile", "no_such"], ["-H", "no_such"], ["--hostfile=no_such"], []])
+@pytest.mark.parametrize(
+    "words, hostfile",
+    [
+        (["--hostfile", "f"], "f"),
+        (["-H", "f", "--num_gpus", "2"], "f"),
+        (["--num_gpus", "2", "--hostfile=f"], "f"),
+        (["--hostfile", "f", "--hostfile", "g"], "g"),
+        ([], None),
+    ],
+)
+def test_the_launchers_words_end_at_the_script(words: list[str], hostfile: str | None) -> None:
+    assert _hostfile_of(["python3", "/bin/deepspeed", *words, "train.py", "--hostfile", "of_the_script"]) == hostfile
+    assert _hostfile_of(["mpirun", "-H", "host1", "python3", "train.py"]) is None
+
+
+@pytest.mark.parametrize("words", [["-H", "no_such"], []])
 def test_deepspeeds_launcher_with_a_missing_hostfile(words: list[str], tmp_path: Path) -> None:
     """The real launcher, which trains on this host all the same."""
     from tests.e2e.launchers import free_port, run
