@@ -5,6 +5,7 @@ plain `python` use a part of their job, an MPI without its scheduler's support s
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from ds_recipes.errors import WorldError
@@ -13,6 +14,7 @@ from ds_recipes.world.ancestors import Process, ancestors
 from ds_recipes.world.resolve import Place
 from ds_recipes.world.sources import DEEPSPEED
 
+LAUNCHER = ("deepspeed", "deepspeed.launcher.runner")
 HOSTFILE_FLAGS = ("-H", "--hostfile")  # of deepspeed/launcher/runner.py
 
 
@@ -54,7 +56,7 @@ def check_all_hosts_used(
 def _check_hostfile(above: Sequence[Process]) -> None:
     """Look at the hostfile that the deepspeed command above this process was given."""
     for process in above:
-        if process.name == "deepspeed" and (name := _hostfile_of(process.command)) is not None:
+        if process.name in LAUNCHER and (name := _hostfile_of(process.command)) is not None:
             path = _folder_of(process) / name
             if not path.is_file():
                 raise WorldError(
@@ -65,11 +67,9 @@ def _check_hostfile(above: Sequence[Process]) -> None:
 
 def _hostfile_of(command: Sequence[str]) -> str | None:
     """The value of --hostfile among the launcher's own words, which end at the training script."""
-    words = list(command)
-    while words and Path(words[0]).name != "deepspeed":
-        words.pop(0)
+    start = next((place for place, word in enumerate(command) if Path(word).name in LAUNCHER), len(command))
     found = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*command[start:], ""]):
         if word.endswith(".py") and not word.startswith("-"):
             break
         name, equals, value = word.partition("=")

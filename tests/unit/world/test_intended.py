@@ -113,6 +113,7 @@ except WorldError as error:
 )
 def test_the_launchers_words_end_at_the_script(words: list[str], hostfile: str | None) -> None:
     assert _hostfile_of(["python3", "/bin/deepspeed", *words, "train.py", "--hostfile", "of_the_script"]) == hostfile
+    assert _hostfile_of(["python3", "-m", "deepspeed.launcher.runner", *words, "train.py"]) == hostfile
     assert _hostfile_of(["mpirun", "-H", "host1", "python3", "train.py"]) is None
 
 
