@@ -26,7 +26,9 @@ def gather_seats(world: World, place: Place) -> list[Seat]:
 
 
 def seat_table(seats: Sequence[Seat]) -> list[str]:
-    """A heading and a line for each stretch of ranks that share host, kind of device and launcher."""
+    """A heading and a line for each stretch of ranks that share host, kind of device and launcher; one line for one rank."""
+    if len(seats) == 1:
+        return [f"one rank on {seats[0].host}: {_devices(seats)} ({seats[0].source})"]
     rows = [("ranks", "host", "device", "found by")]
     first = 0
     for rank in range(1, len(seats) + 1):

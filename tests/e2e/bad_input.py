@@ -22,7 +22,7 @@ SECONDS = 60.0
 """Time limit of one launch; most take one or two."""
 
 REFUSED = 2
-LONGEST_REFUSAL = 10  # lines
+LONGEST_REFUSAL = 11  # lines
 TEXTS = [f"The {noun} {verb} over the river." for noun in ("fox", "heron", "train") for verb in ("jumps", "flies")]
 
 NEEDED = {

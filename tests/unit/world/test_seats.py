@@ -23,6 +23,10 @@ def test_a_line_for_each_host_and_kind_of_device() -> None:
     ]
 
 
+def test_a_world_of_one_is_one_line() -> None:
+    assert seat_table([Seat("node1", None, "CPU", "a single process")]) == ["one rank on node1: CPU (a single process)"]
+
+
 @pytest.mark.parametrize(
     "visible, index, name",
     [
