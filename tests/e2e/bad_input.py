@@ -22,7 +22,7 @@ SECONDS = 60.0
 """Time limit of one launch; most take one or two."""
 
 REFUSED = 2
-LONGEST_REFUSAL = 11  # lines
+LONGEST_REFUSAL = 12  # lines, two of them the table of ranks
 TEXTS = [f"The {noun} {verb} over the river." for noun in ("fox", "heron", "train") for verb in ("jumps", "flies")]
 
 NEEDED = {
