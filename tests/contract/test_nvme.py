@@ -25,6 +25,8 @@ from tests.ranks.launch import run_ranks
 if missing_for_async_io() is not None:
     pytest.skip("asynchronous I/O cannot be built on this machine", allow_module_level=True)
 
+pytestmark = pytest.mark.slow  # of every day: ds_configs/zero3_nvme.json, in tests/ranks/test_ds_configs.py
+
 ADAM = Case(optimizer="adamw", weight_decay=0.1, lrs=(1e-2,))
 KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 BUILD_SECONDS = 600  # the first start compiles the op

@@ -93,7 +93,16 @@ def test_commands_that_need_a_model_are_valid(command: str) -> None:
     assert folder == Path("hf")
 
 
-@pytest.mark.parametrize("command", [command for command, test in COVERED.items() if test == "test_training_commands"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(
+            command, marks=[pytest.mark.slow] if "tiny_alpaca" in command else []
+        )  # the quickstart runs it too
+        for command, test in COVERED.items()
+        if test == "test_training_commands"
+    ],
+)
 def test_training_commands(command: str, tmp_path: Path) -> None:
     words = [*shlex.split(command), "--max_steps", "1", "--save_checkpoint_path", str(tmp_path / "run")]
     ended = run(words)

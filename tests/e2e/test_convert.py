@@ -65,6 +65,7 @@ def assert_holds(out: Path, model: Any) -> None:
     assert (out / "README.md").exists() and (out / "tokenizer.json").exists()
 
 
+@pytest.mark.slow
 def test_the_ranks_of_mpirun_share_the_checkpoints_of_a_run(folder: Path, tmp_path: Path) -> None:
     chosen = ("--start", "200", "--end", "600", "--increment", "400")
     ended = convert("--run", folder / "run", *chosen, "--out", tmp_path / "hf", ranks=2)

@@ -35,6 +35,7 @@ def without_deepspeed(folder: Path) -> Path:
     return broken
 
 
+@pytest.mark.slow
 def test_the_example_on_both_engines(tmp_path: Path) -> None:
     """The FSDP2 run cannot import DeepSpeed: it need not be installed."""
     train("deepspeed", tmp_path / "one")

@@ -52,6 +52,7 @@ def hub(nano: Path, tmp_path: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.mark.slow
 def test_a_hub_id_trains_as_its_folder_does_and_later_without_the_hub(nano: Path, hub: str, tmp_path: Path) -> None:
     def losses(name: str, model: str, env: dict[str, str]) -> list[float]:
         folder = tmp_path / name

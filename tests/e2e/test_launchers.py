@@ -18,6 +18,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_nano(tmp_path_factory.mktemp("nano"))
 
 
+@pytest.mark.slow  # of every day over two hosts: tests/clusters/test_two_hosts.py
 def test_the_same_losses_to_the_last_digit_under_every_launcher(nano: Path, tmp_path: Path) -> None:
     lines = {}
     for launcher in LAUNCHERS:

@@ -90,6 +90,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_training(nano: P
     assert ended.text.count("file/it.json") == 1 and "loss" not in ended.text, ended.text
 
 
+@pytest.mark.slow
 def test_a_missing_library_is_told_in_one_line(nano: Path, tmp_path: Path) -> None:
     ended = launch(nano, tmp_path, program=without_deepspeed)
     assert ended.statuses[0] == 2 and 0 not in ended.statuses

@@ -71,7 +71,8 @@ def alike(mine: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]) ->
         assert {name: line[name] for name in names} == {name: theirs[step][name] for name in names}
 
 
-@pytest.mark.parametrize("data", [mixture, pytest.param(chat, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("data", [mixture, chat])
 def test_ranks_workers_and_a_resume_change_nothing(nano: Path, tmp_path: Path, data: Any) -> None:
     flags = (*data(nano), "--optimizer_type", "sgd", "--lr", "0.1")
     if data is mixture:
@@ -174,6 +175,7 @@ def test_changed_data_are_refused_with_both_fingerprints(nano: Path, tmp_path: P
     assert f"{moved}: " in refused.text and " then, " in refused.text and " now" in refused.text, refused.text
 
 
+@pytest.mark.slow
 def test_skipped_rows_are_remembered_by_the_checkpoint(nano: Path, tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     constant = ("--lr_decay_style", "constant")

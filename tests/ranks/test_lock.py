@@ -78,6 +78,7 @@ def test_a_second_job_is_refused_and_touches_nothing(nano: Path, tmp_path: Path)
     lock.release()
 
 
+@pytest.mark.slow
 def test_a_job_that_stood_still_while_another_took_over_publishes_nothing(nano: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     faults = {"FAULT_TEST": "1", "DS_RECIPES_FAULTS": STANDS_STILL}

@@ -271,6 +271,7 @@ def test_a_file_too_many_is_found(tmp_path: Path) -> None:
         extra.unlink()
 
 
+@pytest.mark.slow
 def test_train_py_is_killed_while_it_saves_and_continues(tmp_path: Path) -> None:
     """Two ranks save in DeepSpeed's format, and one is killed amid its file. The same command goes on from the save before;
     so does another engine on one rank, and what they write down is equal.

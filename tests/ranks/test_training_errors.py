@@ -44,6 +44,7 @@ def test_a_step_without_any_target_names_its_records(nano: Path, tmp_path: Path)
     assert "has no target token in any of its rows" in ended.text and "train.jsonl:" in ended.text, ended.text
 
 
+@pytest.mark.slow
 def test_validation_on_uneven_ranks_is_the_same_number(nano: Path, tmp_path: Path) -> None:
     seen = {}
     for ranks in (1, 2, 3):

