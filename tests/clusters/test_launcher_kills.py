@@ -77,7 +77,8 @@ def kill(launched: Launched, run: Path, victim: str) -> tuple[list[int | None], 
     record = json.loads((run / "run.json").read_text())
     assert record["state"] != "complete", record
     if record["reason"] and "is gone" in record["reason"]:
-        assert launched.output().count("is gone, so the ranks leave") <= 1, launched.output()
+        tellers = len(launched.launchers)  # once a host where the store through which ranks agree was torchrun's own
+        assert launched.output().count("is gone, so the ranks leave") <= tellers, launched.output()
     return launched.statuses(), record, f"(process {pid} on "
 
 
