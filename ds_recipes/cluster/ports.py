@@ -2,12 +2,9 @@
 
 import errno
 import socket
-import zlib
 
 from ds_recipes.errors import WorldError
-
-PORTS = range(20000, 29000)
-"""Above the reserved ones, below Linux's ephemeral ones (32768)."""
+from ds_recipes.world.resolve import PORTS, derived_port
 
 TRIES = 200
 
@@ -18,7 +15,7 @@ def choose_port(job: str, host: str) -> int:
     Raises:
         WorldError: no port that was tried is free.
     """
-    first = zlib.crc32(job.encode()) % len(PORTS)
+    first = PORTS.index(derived_port(job))
     here = is_here(host)
     for further in range(TRIES):
         port = PORTS[(first + further) % len(PORTS)]
@@ -27,11 +24,6 @@ def choose_port(job: str, host: str) -> int:
     raise WorldError(
         f"None of the ports {PORTS[first]} and {TRIES - 1} after it is free on {host}, where rank 0 would listen."
     )
-
-
-def derived_port(job: str) -> int:
-    """The port that follows from a job's id alone, the same on every host."""
-    return PORTS[zlib.crc32(job.encode()) % len(PORTS)]
 
 
 def is_here(host: str) -> bool:

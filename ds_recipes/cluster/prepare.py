@@ -18,12 +18,13 @@ from ds_recipes.cluster.exports import exported_names, without_secrets
 from ds_recipes.cluster.hostfile import HostSlots, read_hostfile, write_hostfile
 from ds_recipes.cluster.job import DEEPSPEED, MPIRUN, SRUN, TORCHRUN
 from ds_recipes.cluster.judge import find_launch
-from ds_recipes.cluster.ports import choose_port, derived_port, is_here
+from ds_recipes.cluster.ports import choose_port, is_here
 from ds_recipes.config.load import load_config
 from ds_recipes.config.plan import make_plan
 from ds_recipes.errors import ConfigError, WorldError
 from ds_recipes.fsops.durable import make_folders
 from ds_recipes.world.allocation import read_allocation
+from ds_recipes.world.resolve import derived_port
 
 HERE = "localhost"
 LAUNCH_VARIABLE = "DS_RECIPES_LAUNCH"

@@ -52,6 +52,14 @@ def expand_hosts(nodelist: str) -> list[str]:
     return [host for item in items for host in _expand(item)]
 
 
+def expand_counts(text: str) -> list[int]:
+    """The entries of SLURM's list of tasks a node: `2(x3),1` gives 2, 2, 2 and 1."""
+    counts: list[int] = []
+    for tasks, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(tasks)] * int(repeat or 1)
+    return counts
+
+
 def _expand(item: str) -> list[str]:
     match = re.fullmatch(r"([^\[\]]*)\[([^\]]*)\](.*)", item)
     if match is None:
@@ -74,9 +82,7 @@ def _slurm(env: Mapping[str, str]) -> Allocation | None:
     if not nodelist or "SLURM_JOB_ID" not in env:
         return None
     hosts = expand_hosts(nodelist)
-    tasks: list[int] = []
-    for count, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_TASKS_PER_NODE", "")):
-        tasks += [int(count)] * int(repeat or 1)
+    tasks = expand_counts(env.get("SLURM_TASKS_PER_NODE", ""))
     slots = tasks if len(tasks) == len(hosts) else [1] * len(hosts)
     return Allocation(SLURM, env["SLURM_JOB_ID"], tuple(hosts), tuple(slots), "SLURM_JOB_NODELIST")
 

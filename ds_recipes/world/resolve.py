@@ -28,7 +28,7 @@ from ds_recipes.world.sources import (
 )
 
 DEFAULT_PORT = 29500
-_PORTS = range(20000, 29000)
+PORTS = range(20000, 29000)
 """Ports that are derived from a job's id: above the reserved ones, below Linux's ephemeral ones (32768)."""
 
 _LOOPBACK = ("localhost", "127.", "::1")
@@ -205,4 +205,9 @@ def _job_port(env: Mapping[str, str]) -> int:
     slurm = f"{env['SLURM_JOB_ID']}.{env.get('SLURM_STEP_ID')}" if "SLURM_JOB_ID" in env else None
     ids = (env.get("PMIX_NAMESPACE"), slurm, env.get("PBS_JOBID"), env.get("JOB_ID"), env.get("LSB_JOBID"))
     job = next((value for value in ids if value), None)
-    return DEFAULT_PORT if job is None else _PORTS[zlib.crc32(job.encode()) % len(_PORTS)]
+    return DEFAULT_PORT if job is None else derived_port(job)
+
+
+def derived_port(job: str) -> int:
+    """The port that follows from a job's id alone, the same on every host."""
+    return PORTS[zlib.crc32(job.encode()) % len(PORTS)]

@@ -5,11 +5,11 @@ Sources: torchrun's documentation ("Environment Variables"), `deepspeed/launcher
 Variables").
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ds_recipes.errors import WorldError
+from ds_recipes.world.allocation import expand_counts
 
 TORCHRUN, DEEPSPEED, UNSIGNED = "torchrun", "the deepspeed launcher", "RANK and WORLD_SIZE"
 OPEN_MPI, OTHER_MPI, SLURM_MPI, SLURM = "Open MPI", "MPICH or Intel MPI", "SLURM with PMIx", "SLURM"
@@ -102,10 +102,7 @@ def _source(
 
 
 def _tasks_on_this_node(env: Mapping[str, str]) -> int | None:
-    """This node's entry in SLURM's list of tasks a node, such as `2(x3),1`."""
-    counts: list[int] = []
-    text = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", "")
-    for tasks, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
-        counts += [int(tasks)] * int(repeat or 1)
+    """This node's entry in SLURM's list of tasks a node."""
+    counts = expand_counts(env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE", ""))
     node = env.get("SLURM_NODEID", "")
     return counts[int(node)] if node.isdigit() and int(node) < len(counts) else None

@@ -12,10 +12,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ds_recipes.world.resolve import Place
+from ds_recipes.world.resolve import PORTS, Place
 
 CANDIDATES = 16
-PORTS = range(20000, 29000)
 CONNECT_SECONDS = 3.0
 JOIN_SECONDS = 60.0
 """How long a rank looks for rank 0: launchers start the hosts some seconds apart."""

@@ -11,8 +11,9 @@ import pytest
 
 from ds_recipes.cluster.hostfile import HostSlots, read_hostfile, write_hostfile
 from ds_recipes.cluster.leftovers import end_ranks, end_ranks_here, find_ranks
-from ds_recipes.cluster.ports import PORTS, choose_port, derived_port, is_free, is_here
+from ds_recipes.cluster.ports import choose_port, is_free, is_here
 from ds_recipes.errors import WorldError
+from ds_recipes.world.resolve import PORTS, derived_port
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "judge_launch.py"
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ds_recipes.cluster.hostfile import HostSlots, read_hostfile
-from ds_recipes.cluster.ports import derived_port
 from ds_recipes.cluster.prepare import Prepared, Request, prepare
 from ds_recipes.errors import ConfigError, WorldError
+from ds_recipes.world.resolve import derived_port
 from tools.prepare_launch import main
 
 RUN_FILE = "model_name: m\ntrain_data: d.jsonl\nbatch_size_training: 2\nglobal_batch_size: 16\nmax_steps: 5\n"
