@@ -1,17 +1,13 @@
-"""Files and functions stay short enough to be read in one go, and what is public says what it does."""
+"""Functions stay short enough to be read in one go, and what is public says what it does."""
 
 import ast
 from pathlib import Path
 
 import pytest
 
-from tests.house.tree import ROOT, parsed, python_files
+from tests.house.tree import parsed, python_files
 
-MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
-
-LONGER_FILES: dict[str, str] = {}
-"""File: the reason why it may be longer."""
 
 LONGER_FUNCTIONS: dict[str, str] = {}
 """file:function: the reason why it may be longer."""
@@ -24,9 +20,7 @@ def functions(file: Path) -> list[Function]:
 
 
 @pytest.mark.parametrize("file", python_files(), ids=str)
-def test_files_and_functions_are_short(file: Path) -> None:
-    lines = len((ROOT / file).read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_FILE_LINES or str(file) in LONGER_FILES, f"{file} has {lines} lines"
+def test_functions_are_short(file: Path) -> None:
     long = [
         f"{file}:{node.lineno} {node.name} has {node.end_lineno - node.lineno + 1} lines"
         for node in functions(file)
@@ -37,8 +31,6 @@ def test_files_and_functions_are_short(file: Path) -> None:
 
 
 def test_exceptions_are_still_needed() -> None:
-    for name in LONGER_FILES:
-        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) > MAX_FILE_LINES, name
     for name in LONGER_FUNCTIONS:
         file, function = name.split(":")
         assert any(
