@@ -31,7 +31,14 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
+"""Names of the safetensors format. The last six are of codes and scales of quantised weights: to be refused by name."""
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
@@ -302,8 +309,9 @@ def _weight_files(folder: Path) -> dict[str, Path]:
     if any(folder.glob("pytorch_model*.bin")):
         raise InputError(
             f"{folder}: holds only pickled weights (pytorch_model*.bin), which can run code when they are read. Convert them "
-            f'once: python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
+            f"once: python -c \"import transformers as t; t.AutoModelForCausalLM.from_pretrained('{folder}', dtype='auto')"
+            f".save_pretrained('{folder}-safetensors'); "
+            f"t.AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
         )
     raise InputError(
         f"{folder}: no model.safetensors and no model.safetensors.index.json in this folder. Name a folder with weights; to "

@@ -1,18 +1,17 @@
 """Checks of files and folders that need no torch: what is found here has cost nobody a queue slot."""
 
-import json
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from ds_recipes.config.async_io import missing_for_async_io
 from ds_recipes.config.checkpoint_settings import RESUME_WORDS
 from ds_recipes.config.data_check import data_files, format_files
 from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.config.missing import similar, where_given
+from ds_recipes.config.model_check import check_model, is_folder_name
 from ds_recipes.config.schema import Config
 
 FSDP2 = (2, 11)  # the first torch that this program's use of fully_shard was written for
@@ -26,17 +25,12 @@ def check_inputs(config: Config) -> list[str]:
         *data_files(config, "train_data"),
         *data_files(config, "validation_data"),
         *format_files(config),
-        *_model(config),
+        *check_model(config),
         *_tokenizer(config),
         *_run_folder(config),
         *_start_folder(config),
         *_resume_path(config),
     ]
-
-
-def is_folder_name(name: str) -> bool:
-    """True if a model or tokenizer name means a folder here, False if it is a hub id such as owner/name."""
-    return Path(name).is_dir() or re.match(r"[/.~]", name) is not None or name.count("/") > 1 or name.endswith("/")
 
 
 def _engine(config: Config) -> Iterator[str]:
@@ -75,38 +69,6 @@ def _nvme(config: Config) -> Iterator[str]:
                 f"{config.ds.path}: zero_optimization.{name}.nvme_path is {path}: there is no such folder on this host; name one "
                 f"on a fast local disk{similar(path)}"
             )
-
-
-def _model(config: Config) -> Iterator[str]:
-    name = "model_name" if config.model.model_name is not None else "model_config"
-    text = config.model.model_name or config.model.model_config or ""
-    where = where_given(config, name, text)
-    if name == "model_name" and not is_folder_name(text):
-        return
-    path = Path(text) / "config.json" if Path(text).is_dir() else Path(text)
-    if not path.exists():
-        what = "no config.json in this folder" if Path(text).is_dir() else f"there is no such {_thing(name)}"
-        yield f"{where}: {what}{similar(path)}"
-        return
-    if name == "model_name" and path.is_file() and path.name != "config.json":
-        yield f"{where}: is a file; name the folder with config.json and safetensors files"
-        return
-    try:
-        shape = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        yield f"{where}: {path} cannot be read as JSON: {error}"
-        return
-    yield from _context(config, shape, path)
-
-
-def _context(config: Config, shape: Any, path: Path) -> Iterator[str]:
-    positions = shape.get("max_position_embeddings") if isinstance(shape, dict) else None
-    if isinstance(positions, int) and config.data.context_size > positions:
-        origin = config.origins.get("context_size", "default")
-        yield (
-            f"context_size is {config.data.context_size} ({origin}), but the model has {positions} positions "
-            f"(max_position_embeddings in {path}). Set context_size to {positions} at most."
-        )
 
 
 def _tokenizer(config: Config) -> Iterator[str]:
@@ -150,7 +112,3 @@ def _resume_path(config: Config) -> Iterator[str]:
         yield f"{where}: is a file; name a checkpoint's folder, or a run folder"
     elif not (path / "manifest.json").is_file() and not any(path.glob("iter_*")):
         yield f"{where}: holds no checkpoint (no manifest.json, no iter_* folder); name a checkpoint's folder, or a run folder"
-
-
-def _thing(name: str) -> str:
-    return "folder" if name == "model_name" else "file"

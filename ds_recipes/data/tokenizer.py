@@ -124,6 +124,11 @@ def _load(name: str, trust_remote_code: bool, local_files_only: bool, advice: st
             name, trust_remote_code=trust_remote_code, local_files_only=local_files_only
         )
     except Exception as error:  # the tokenizers library raises nothing narrower for a file that it cannot read
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"tokenizer {name}: comes with Python code of its own (auto_map in tokenizer_config.json or config.json), which "
+                "runs only where you say so. Read that code, then pass --trust_remote_code."
+            ) from error
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"tokenizer {name}: cannot be loaded ({first_line}). {advice}") from error
     return tokenizer

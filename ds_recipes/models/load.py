@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from ds_recipes.config.model_check import other_kind, quantised_weights
 from ds_recipes.errors import InputError
 from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
 from ds_recipes.models.skeleton import build_skeleton
@@ -108,22 +109,41 @@ def find_model(
         assert model_config is not None
         config = world.check("model config", lambda: _read_config(Path(model_config), trust_remote_code))
         return ModelSource(config, None, seed, trust_remote_code)
-    folder = Path(model_name)
-    if not folder.is_dir():
-        folder = _download(world, model_name, [*HUB_SMALL, "*.safetensors"] if with_weights else HUB_SMALL)
+    is_folder = Path(model_name).is_dir()
+    folder = Path(model_name) if is_folder else _download(world, model_name, HUB_SMALL)
     config = world.check("model config", lambda: _read_config(folder, trust_remote_code))
+    if with_weights and not is_folder:
+        folder = _download(world, model_name, [*HUB_SMALL, "*.safetensors"])
     return ModelSource(config, folder, seed, trust_remote_code)
 
 
 def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
+    """The config of a folder or a file, once it is known that its weights are weights."""
+    file = path / "config.json" if path.is_dir() else path
+    kind = other_kind(path) if path.is_dir() and not file.exists() else None
+    if kind is not None:
+        raise InputError(f"{path}: {kind}")
     try:
+        quantised = quantised_weights(json.loads(file.read_text(encoding="utf-8")), file)
+        if quantised is not None:
+            raise InputError(quantised)
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read as a model's config ({str(error).splitlines()[0]}). Check the file; a model that is "
-            "newer than transformers needs a newer one."
-        ) from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(_why_not_read(path, error)) from error
     return config
+
+
+def _why_not_read(path: Path, error: Exception) -> str:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    if "trust_remote_code" in str(error):
+        return (
+            f"{path}: the model comes with Python code of its own (auto_map in config.json), which runs only where you say "
+            "so. Read that code, then pass --trust_remote_code."
+        )
+    return (
+        f"{path}: cannot be read as a model's config ({reason}). Check the file; a model that is newer than transformers "
+        "needs a newer one."
+    )
 
 
 def _download(world: World, model_name: str, patterns: list[str]) -> Path:

@@ -30,6 +30,8 @@ from ds_recipes.ranges import HfFolder
 KEPT_ELEMENTS = 1 << 18
 """Made tensors up to this size are kept: engines come back for the small ones (norms, biases) in a second pass."""
 
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 class InitialWeights:
     """What every source of initial weights says of itself: names, shapes, and that there is no optimizer state."""
@@ -149,6 +151,7 @@ class FolderWeights(InitialWeights):
         self._conversions = get_model_conversion_mapping(skeleton)
         self._files = HfFolder(folder)
         self._plain, self._sources = self._plan()
+        self._refuse_codes()
         for name, file_name in self._plain.items():
             if self._files.shape(file_name) != self._shapes[name]:
                 raise InputError(
@@ -197,6 +200,17 @@ class FolderWeights(InitialWeights):
                     if name in self._shapes:
                         targets[name] = file_names
         return targets
+
+    def _refuse_codes(self) -> None:
+        """Codes of quantised weights have the shape of the weights, now and then, and never are them."""
+        for name, file_name in [*self._plain.items(), *((n, f) for n, files in self._sources.items() for f in files)]:
+            dtype = self._files.file_of[file_name].entries[file_name].dtype
+            if dtype not in WEIGHT_DTYPES:
+                raise InputError(
+                    f"{self._files.file_of[file_name].path}: {file_name} holds {str(dtype).removeprefix('torch.')}, the codes "
+                    f"of a quantised weight, where the model needs {name} in bfloat16, float16 or float32. Dequantise the model "
+                    "first, or train the one that it was made from."
+                )
 
     def _convert(self, name: str) -> dict[str, torch.Tensor]:
         before = dict(self._skeleton.named_parameters())

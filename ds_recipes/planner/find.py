@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ds_recipes.config.check import is_folder_name
+from ds_recipes.config.model_check import is_folder_name, quantised_weights
 from ds_recipes.config.schema import Config
 from ds_recipes.errors import ConfigError, InputError
 from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
@@ -86,6 +86,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is not JSON ({error}). Copy the file again.") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: is no model's config: a JSON object is expected.")
+    quantised = quantised_weights(values, path)
+    if quantised is not None:
+        raise InputError(quantised)
     return values
 
 

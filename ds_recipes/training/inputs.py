@@ -86,7 +86,7 @@ def _keep_chat_template(config: Config, tokenizer: PreTrainedTokenizerBase) -> N
 
 def _check_context(config: Config, source: ModelSource) -> None:
     positions = getattr(source.hf_config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and config.data.context_size > positions:
+    if positions is not None and 0 < positions < config.data.context_size:  # XLNet's -1: as many as one likes
         raise InputError(
             f"--context_size {config.data.context_size}: the model has {positions} positions (max_position_embeddings in "
             f"its config). Set context_size to {positions} or less."

@@ -58,7 +58,7 @@ def hub(context: Context) -> Iterator[Finding]:
 def _hub_names(context: Context) -> list[str]:
     if context.config is None:
         return []
-    from ds_recipes.config.check import is_folder_name
+    from ds_recipes.config.model_check import is_folder_name
 
     model = context.config.model
     return [name for name in (model.model_name, model.tokenizer_name) if name and not is_folder_name(name)]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ds_recipes.config.async_io import missing_for_async_io
-from ds_recipes.config.check import check_inputs, is_folder_name
+from ds_recipes.config.check import check_inputs
 from ds_recipes.config.load import load_config
+from ds_recipes.config.model_check import is_folder_name
 from tests.house.tree import ROOT
 from tests.unit.config.settings import write_json
 
