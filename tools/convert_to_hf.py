@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ds_recipes.config.values import expand_path, path_argument
 from ds_recipes.errors import DsRecipesError
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -40,11 +41,17 @@ def positive(text: str) -> int:
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--ckpt", type=Path, help="a checkpoint: RUN/iter_0000100, .../global_step500, .../model.pt")
-    what.add_argument("--run", type=Path, help="a run's folder: its checkpoints, each to OUT/NAME")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for the model, or for the run's models")
+    what.add_argument(
+        "--ckpt", type=path_argument, help="a checkpoint: RUN/iter_0000100, .../global_step500, .../model.pt"
+    )
+    what.add_argument("--run", type=path_argument, help="a run's folder: its checkpoints, each to OUT/NAME")
     parser.add_argument(
-        "--model", help="folder or hub id with config and tokenizer, if they do not lie with the checkpoint"
+        "--out", type=path_argument, required=True, help="a new folder for the model, or for the run's models"
+    )
+    parser.add_argument(
+        "--model",
+        type=expand_path,
+        help="folder or hub id with config and tokenizer, if they do not lie with the checkpoint",
     )
     parser.add_argument("--start", type=int, metavar="STEP", help="first step of the run (default: its first)")
     parser.add_argument("--end", type=int, metavar="STEP", help="last step, included (default: the run's last)")
@@ -72,7 +79,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--lora", choices=("merge", "adapter"), help="merge LoRA into the weights, or export the adapter"
     )
     parser.add_argument(
-        "--adapter_config", type=Path, help="PEFT's adapter_config.json, if it does not lie with the checkpoint"
+        "--adapter_config",
+        type=path_argument,
+        help="PEFT's adapter_config.json, if it does not lie with the checkpoint",
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="run the Python files of the model")
     parser.add_argument(

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ds_recipes.config.data_paths import find_files
+from ds_recipes.config.values import path_argument
 from ds_recipes.data.index.cache import Index, index_folder, open_index, open_whole_index
 from ds_recipes.data.index.raw import compression_of
 from ds_recipes.data.index.strict import check_lines
@@ -56,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cache",
         "--data_cache",
-        type=Path,
+        type=path_argument,
         metavar="FOLDER",
         help="folder for the indexes (default: .index_cache beside each file)",
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ds_recipes.cluster.judge import find_launch, judge
 from ds_recipes.cluster.leftovers import GRACE_SECONDS, end_ranks, end_ranks_here
+from ds_recipes.config.values import path_argument
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run_folder", type=Path)
+    parser.add_argument("--run_folder", type=path_argument)
     parser.add_argument("--launch", help="its id, DS_RECIPES_LAUNCH")
     parser.add_argument("--launcher_status", type=int, default=0)
     parser.add_argument("--signal", default="", help="the signal that the script has answered with the STOP file")

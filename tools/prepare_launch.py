@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ds_recipes.cluster.job import LAUNCHERS, parse_walltime
 from ds_recipes.cluster.prepare import Request, prepare
+from ds_recipes.config.values import path_argument
 from ds_recipes.errors import DsRecipesError
 
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run_folder", required=True, type=Path)
+    parser.add_argument("--run_folder", required=True, type=path_argument)
     parser.add_argument("--config", required=True, help="the run file")
     parser.add_argument("--launcher", required=True, choices=LAUNCHERS)
     parser.add_argument("--ranks_per_host", required=True, type=int)

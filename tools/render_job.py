@@ -11,17 +11,22 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ds_recipes.cluster.job import CLUSTERS, LAUNCHERS, Job, parse_walltime
 from ds_recipes.cluster.job_script import default_job, render
-from ds_recipes.errors import DsRecipesError
+from ds_recipes.config.missing import similar
+from ds_recipes.config.values import expand_path
+from ds_recipes.errors import ConfigError, DsRecipesError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parse(arguments))
     usual = default_job(given.pop("cluster"))
     try:
-        if given.get("walltime"):
+        if given["config"] is not None and not Path(given["config"]).is_file():
+            raise ConfigError([f"--config {given['config']}: there is no such file{similar(Path(given['config']))}"])
+        if given["walltime"]:
             given["walltime_seconds"] = parse_walltime(given["walltime"])
         fields = {item.name for item in dataclasses.fields(Job)}
         chosen = {name: value for name, value in given.items() if name in fields and value is not None}
@@ -45,7 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, help="hosts of the job")
     parser.add_argument("--gpus_per_node", type=int, help="GPUs of a host; each gets a rank")
     parser.add_argument("--cpus_per_rank", type=int, help="cores of a rank (SLURM; default: 8)")
-    parser.add_argument("--walltime", metavar="H:MM:SS", help="the job's time limit")
+    parser.add_argument("--walltime", metavar="[D-]H:MM:SS", help="the job's time limit")
     parser.add_argument("--lead_seconds", type=int, help="how long before the limit the ranks are gone (default: 300)")
     parser.add_argument("--name", help="the job's name")
     parser.add_argument("--group", help="the group or account that pays")
@@ -55,9 +60,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--exports", metavar="A,B", help="variables for the ranks on other hosts, besides the usual ones"
     )
-    parser.add_argument("--hostfile", metavar="FILE", help="the file of hosts, where no scheduler names them")
-    parser.add_argument("--config", metavar="FILE", help="the run file")
-    parser.add_argument("--run_folder", metavar="FOLDER", help="where checkpoints, logs and records go")
+    parser.add_argument(
+        "--hostfile", type=expand_path, metavar="FILE", help="the file of hosts, where no scheduler names them"
+    )
+    parser.add_argument("--config", type=expand_path, metavar="FILE", help="the run file")
+    parser.add_argument(
+        "--run_folder", type=expand_path, metavar="FOLDER", help="where checkpoints, logs and records go"
+    )
     parser.add_argument("arguments", nargs="*", metavar="-- FLAG", help="flags of train.py")
     return parser.parse_args(arguments)
 

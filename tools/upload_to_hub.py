@@ -19,10 +19,10 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ds_recipes.checkpoint.hub.credentials import hide_secrets_in_output
 from ds_recipes.checkpoint.hub.folder import ModelFolder, exports_in, read_folder
+from ds_recipes.config.values import path_argument
 from ds_recipes.errors import ConfigError, DsRecipesError
 
 BRANCH_NAME = re.compile(r"(?!refs/|[-/.])(?!.*(\.\.|//|@\{|\.lock$|[/.]$))[\w./+@-]{1,200}")
@@ -37,7 +37,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add(
         "--path",
         "--ckpt_path",
-        type=Path,
+        type=path_argument,
         required=True,
         help="folder of a Hugging Face model, or with --each of several",
     )
@@ -57,7 +57,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add("--include", nargs="+", default=[], metavar="PATTERN", help="take only files that match one of these")
     add("--exclude", nargs="+", default=[], metavar="PATTERN", help="take no files that match one of these")
     add("--replace", action="store_true", help="delete files of the branch that the folder does not have")
-    add("--token_file", type=Path, help="file that holds the token (default: HF_TOKEN, or `hf auth login`)")
+    add("--token_file", type=path_argument, help="file that holds the token (default: HF_TOKEN, or `hf auth login`)")
     add("--dry_run", action="store_true", help="only show what would be sent; needs no network and no token")
     given = parser.parse_args(
         [re.sub(r"^--[\w-]+", lambda found: f"--{found[0][2:].replace('-', '_')}", word) for word in words]

@@ -102,15 +102,20 @@ class Job:
 
 
 def parse_walltime(text: str) -> int:
-    """Seconds of `12:00:00` (hours:minutes:seconds) or `45:00` (minutes:seconds).
+    """Seconds of `1-00:00:00` (days-hours:minutes:seconds), `12:00:00` or `45:00` (minutes:seconds).
 
     Raises:
         ConfigError: it is no such time.
     """
-    match = re.fullmatch(r"(?:(\d+):)?([0-5]?\d):([0-5]\d)", text)
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?([0-5]?\d):([0-5]\d)", text)
     if match is None or not re.search(r"[1-9]", text):
-        raise ConfigError([f"{text!r} is no time limit. Write hours:minutes:seconds, such as 12:00:00."])
-    return (int(match[1] or 0) * 60 + int(match[2])) * 60 + int(match[3])
+        raise ConfigError(
+            [
+                f"{text!r} is not a time limit. Write hours:minutes:seconds or days-hours:minutes:seconds, such as 12:00:00."
+            ]
+        )
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def walltime_text(seconds: int) -> str:

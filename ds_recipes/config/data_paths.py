@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-WEIGHT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?:")
+from ds_recipes.config.values import WEIGHT
+
 HUB = re.compile(r"hub:(\w[\w.-]*/\w[\w.-]*)(?:@((?!\S*\.\.)[\w./-]+))?(?::([\w.-]+))?(?::([\w.-]+))?", re.ASCII)
 DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".parquet", ".csv", ".bin")
 """What is taken from a folder. Files that are named themselves, or by a glob, may be called anything."""

@@ -17,6 +17,7 @@ class DataConfig:
         "Format of a record. text: {'text'}; alpaca: {'instruction', 'input', 'output'}; chat: {'messages'} or "
         "{'conversations'}; completion: {'prompt', 'completion'}; tokens: {'input_ids'}; path/to/file.py:function: a "
         "function of yours. Prompts are no targets.",
+        is_path=True,
     )
     text_fields: tuple[str, ...] = setting(
         ("text",), "text: the fields that make the text, joined with a blank line where there are several."

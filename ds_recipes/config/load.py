@@ -14,7 +14,7 @@ from ds_recipes.config.entries import Entry, read_flags, read_yaml
 from ds_recipes.config.render import help_text, to_yaml
 from ds_recipes.config.rules import check_rules
 from ds_recipes.config.schema import GROUPS, Config, DsConfig
-from ds_recipes.config.values import FALSE_WORDS, TRUE_WORDS
+from ds_recipes.config.values import FALSE_WORDS, TRUE_WORDS, expand_path
 from ds_recipes.errors import ConfigError
 
 
@@ -50,7 +50,7 @@ def load_config(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> Con
 
 def _take_run_file(path: str, draft: Draft) -> None:
     try:
-        entries, problems = read_yaml(path)
+        entries, problems = read_yaml(expand_path(path))
     except ValueError as error:
         draft.fail(str(error), *draft.values)
         return

@@ -159,7 +159,10 @@ def _schedule_steps(config: Config, total_steps: int) -> tuple[int, int | None]:
     optimizer = config.optimizer
     warmup = optimizer.lr_warmup
     warmup_steps = int(warmup) if warmup > 1 else math.floor(warmup * total_steps + ROUNDING)
-    if warmup_steps > total_steps:
+    last = (
+        total_steps if optimizer.lr_warmup_style == "log" else total_steps - 1
+    )  # a linear one reaches lr in the step after it
+    if warmup_steps > last:
         _refuse(
             f"{_named(config, 'lr_warmup')}, so {warmup_steps} steps, but the run has {total_steps}: the learning rate "
             "would never reach lr. Set fewer steps, or a fraction of the run such as 0.05."

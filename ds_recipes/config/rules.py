@@ -66,6 +66,12 @@ def _phases(draft: Draft) -> Iterator[str]:
     """The phases that conflict whatever the length of the run; a plan checks the others."""
     warmup, decay, style = (draft.values[name] for name in ("lr_warmup", "lr_decay", "lr_decay_style"))
     decay = decay or (0.1 if style == "wsd" else 1.0)
+    if warmup == 1:
+        yield (
+            f"{draft.describe('lr_warmup')}: 1 is a fraction, the whole run, so the learning rate would never reach lr. Set a "
+            "fraction such as 0.05, or 2 steps or more."
+        )
+        return
     if (warmup > 1) != (decay > 1):
         return
     if style in ("cosine", "linear") and warmup >= decay:

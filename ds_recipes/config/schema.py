@@ -22,12 +22,14 @@ class ModelConfig:
     """The model and its tokenizer."""
 
     model_name: str | None = setting(
-        None, "Model to start from: a folder with config.json and safetensors files, or a hub id."
+        None, "Model to start from: a folder with config.json and safetensors files, or a hub id.", is_path=True
     )
     model_config: str | None = setting(
         None, "A model's config JSON: train that shape from random weights. Instead of model_name.", unit="path"
     )
-    tokenizer_name: str | None = setting(None, "Tokenizer: a folder or a hub id.", default_doc="the one of model_name")
+    tokenizer_name: str | None = setting(
+        None, "Tokenizer: a folder or a hub id.", default_doc="the one of model_name", is_path=True
+    )
     attn_implementation: str = setting(
         "sdpa",
         "Attention kernel, by its name in transformers.",
@@ -127,7 +129,8 @@ class OptimizerConfig:
     lr_min: float = setting(0.0, "Learning rate that the decay ends at.", least=0)
     lr_warmup: float = setting(
         0.0,
-        "Warm-up to lr. Up to 1: a fraction of the run; above 1: steps.",
+        "Warm-up to lr. Below 1: a fraction of the run; above 1: steps. 1 would be the whole run, which never reaches lr: it is "
+        "refused.",
         unit="fraction or steps",
         least=0,
     )

@@ -24,12 +24,17 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     default_doc: str = "",
+    is_path: bool = False,
 ) -> Any:
-    """Declare a documented dataclass field. `default_doc` says what an unset (None) value means."""
+    """Declare a documented dataclass field. `default_doc` says what an unset (None) value means.
+
+    `is_path`: a value may be a path, in which `~` and variables are replaced; always so where the unit is "path".
+    """
     metadata = {
         "doc": doc,
         "unit": unit,
         "limits": Limits(choices, least, above, below),
         "default_doc": default_doc,
+        "is_path": is_path or unit == "path",
     }
     return field(default=default, metadata=metadata)

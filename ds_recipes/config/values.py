@@ -4,9 +4,12 @@ Flags and YAML scalars both come through `parse`, so that `lr: 1e-4` is a number
 """
 
 import math
+import os
 import re
+from argparse import ArgumentTypeError
 from dataclasses import Field
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any, get_args
 
 from ds_recipes.config.setting import Limits
@@ -16,6 +19,10 @@ TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
 NONE_WORDS = ("", "none", "null", "~")
 LARGEST_INT = 2**63 - 1
+WEIGHT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?:")
+"""What may stand before a path of `train_data` or `validation_data`."""
+
+VARIABLE = re.compile(r"\$(?:(?P<bare>[A-Za-z_]\w*)|\{(?P<braced>[A-Za-z_]\w*)\})")
 DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
 
 
@@ -52,7 +59,44 @@ def parse(item: Field[Any], text: str) -> Any:
         return check_limits(item, _parse_int(text))
     if kind is float:
         return check_limits(item, _parse_float(text))
-    return check_limits(item, text)
+    return check_limits(item, expand_path(text) if item.metadata["is_path"] else text)
+
+
+def expand_path(text: str) -> str:
+    """A path with `~`, `~user`, `$NAME` and `${NAME}` replaced as a shell does, after a weight such as `0.7:` too.
+
+    A shell leaves them alone in quotes and after `--name=`, and a run file has no shell. A path that exists as it stands is kept.
+
+    Raises:
+        ValueError: a variable is not set, or a user has no home folder; the message completes "NAME ".
+    """
+    weight = WEIGHT.match(text)
+    start = weight.end() if weight else 0
+    if (text[start : start + 1] != "~" and not VARIABLE.search(text)) or Path(text).exists():
+        return text
+    path = VARIABLE.sub(lambda found: _variable(found["bare"] or found["braced"], text), text[start:])
+    try:
+        return text[:start] + (str(Path(path).expanduser()) if path.startswith("~") else path)
+    except RuntimeError:
+        raise ValueError(f"is {text}, and there is no home folder for {path.partition('/')[0]}") from None
+
+
+def _variable(name: str, text: str) -> str:
+    if name not in os.environ:
+        raise ValueError(f"is {text}, and the environment has no variable {name}. Set it, or write the path out")
+    return os.environ[name]
+
+
+def path_argument(text: str) -> Path:
+    """The path that a tool's option names, for argparse's `type`.
+
+    Raises:
+        ArgumentTypeError: as `expand_path`.
+    """
+    try:
+        return Path(expand_path(text))
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def check_limits(item: Field[Any], value: Any) -> Any:

@@ -83,9 +83,9 @@ def find_start(config: Config, folder: Path, world: World) -> Start:
                 f"--load_checkpoint_path {other}: holds no checkpoint (no iter_* folder). Name a run folder that has one."
             )
         return Start(found, _origin(str(Path(other).resolve()), found))
-    if resume != "auto":
+    if resume == "require":
         raise CheckpointError(
-            f"{folder}: holds no checkpoint, and --resume {resume} refuses to start from nothing. "
+            f"{folder}: holds no checkpoint, and --resume require refuses to start from nothing. "
             "Check --save_checkpoint_path, or leave --resume out."
         )
     return Start(None)

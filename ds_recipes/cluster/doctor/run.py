@@ -18,6 +18,7 @@ from ds_recipes.cluster.doctor.facts import facts, tree_root
 from ds_recipes.cluster.doctor.findings import Finding, error
 from ds_recipes.cluster.doctor.report import Report, show
 from ds_recipes.cluster.doctor.together import Own, as_guest, in_chair
+from ds_recipes.config.values import path_argument
 from ds_recipes.errors import ConfigError, WorldError
 from ds_recipes.world.resolve import Place, is_speaker, resolve
 
@@ -64,9 +65,11 @@ def parse(argv: Sequence[str]) -> Asked:
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", metavar="FILE", help="the run file; its settings are checked too")
-    parser.add_argument("--run_folder", type=Path, metavar="DIR", help="the run folder (default: save_checkpoint_path)")
+    parser.add_argument(
+        "--run_folder", type=path_argument, metavar="DIR", help="the run folder (default: save_checkpoint_path)"
+    )
     parser.add_argument("--save_checkpoint_path", metavar="DIR", help="the same, as train.py names it")
-    parser.add_argument("--hostfile", type=Path, metavar="FILE", help="look at its hosts through ssh")
+    parser.add_argument("--hostfile", type=path_argument, metavar="FILE", help="look at its hosts through ssh")
     parser.add_argument(
         "--expected_world_size", type=int, metavar="RANKS", help="an error with any other number of ranks"
     )

@@ -23,7 +23,7 @@ PARAMETERS = Value("count", stages=SHARDED)
 OFFLOAD_OPTIMIZER: dict[str, Rule] = {
     "device": Value("text", choices=("none", "cpu", "nvme"), fsdp=SAME),
     "pin_memory": Value("bool", fsdp=SAME),
-    "nvme_path": Value("text", nullable=True),
+    "nvme_path": Value("path", nullable=True),
     "buffer_count": Value("count", stages=SHARDED),
     "pipeline_read": Value("bool", stages=SHARDED),
     "pipeline_write": Value("bool", stages=SHARDED),
@@ -41,7 +41,7 @@ OFFLOAD_OPTIMIZER: dict[str, Rule] = {
 OFFLOAD_PARAM: dict[str, Rule] = {
     "device": Value("text", choices=("none", "cpu", "nvme"), fsdp=SAME),
     "pin_memory": Value("bool", fsdp=SAME),
-    "nvme_path": Value("text", nullable=True),
+    "nvme_path": Value("path", nullable=True),
     "buffer_count": Value("count"),
     "buffer_size": Value("count"),
     "max_in_cpu": Value("count"),

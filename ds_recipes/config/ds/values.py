@@ -1,12 +1,14 @@
 """Values of a DeepSpeed JSON by kind.
 
-Kinds: "bool"; "count" (a whole number, 5e8 too); "number"; "share" (0 to 1); "text"; "names" (a text or a list of
+Kinds: "bool"; "count" (a whole number, 5e8 too); "number"; "share" (0 to 1); "text"; "path"; "names" (a text or a list of
 texts); "betas" (a pair); "object"; "any".
 """
 
 import re
 from collections.abc import Callable
 from typing import Any
+
+from ds_recipes.config.values import expand_path
 
 TRUE_WORDS = ("true", "t", "yes", "y", "on", "1")  # pydantic's
 FALSE_WORDS = ("false", "f", "no", "n", "off", "0")
@@ -24,6 +26,8 @@ def read_value(
         if isinstance(value, str) and (not choices or value in choices):
             return value
         raise ValueError(", ".join(f'"{choice}"' for choice in choices) or "a text")
+    if kind == "path":
+        return _path(value)
     if kind in ("count", "number"):
         return _number(value, kind, least, is_lax)
     if kind == "share":
@@ -32,6 +36,15 @@ def read_value(
             return share
         raise ValueError("a number from 0 to 1")
     return OTHERS[kind](value, is_lax)
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text")
+    try:
+        return expand_path(value)
+    except ValueError:
+        raise ValueError("a path whose home folder and variables are there") from None
 
 
 def _number(value: Any, kind: str, least: float | None, is_lax: bool) -> float:

@@ -150,12 +150,12 @@ def _check(report: Report, tree: Mapping[str, Any], places: Places, engine: str,
     warned = [*table_warnings(tree), *warnings(today, stage)]
     heard = {each.key for each in (*errors, *unsupported, *comments, *(_finding(line) for line in found.notes))}
     warned += [each for each in ignored_keys(tree) if each.key not in heard]
+    noted = [*comments, *(_finding(line) for line in found.notes)]
     if engine == "fsdp":
-        warned += [
+        noted += [
             Finding(key, "has no counterpart on FSDP2: it goes without, and no result depends on it")
             for key in found.lacking
         ]
-    noted = [*comments, *(_finding(line) for line in found.notes)]
     spoken = {each.key for each in (*errors, *unsupported, *noted)}
     noted += [each for each in no_effect(today, stage) if not spoken & {each.key, each.key.rpartition(".")[0]}]
     noted += notes(today, stage)

@@ -81,7 +81,11 @@ def test_words_arrive_as_they_are(cluster: str, launcher: str) -> None:
 
 
 @pytest.mark.parametrize(("cluster", "launcher"), CHOICES)
-def test_the_head_says_how_it_was_made(cluster: str, launcher: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_head_says_how_it_was_made(
+    cluster: str, launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my run.yaml").touch()
     fields: dict[str, object] = {"nodes": 3, "gpus_per_node": 5, "name": "mine", "modules": (), "exports": ("A", "B")}
     fields |= {"config": "my run.yaml", "arguments": ("--max_steps", "5"), "lead_seconds": 60}
     fields |= {"queue": "other", "walltime_seconds": 3723} if CLUSTERS[cluster].has_scheduler else {"hostfile": "h"}
@@ -96,7 +100,28 @@ def test_the_command_of_the_default_is_short() -> None:
     assert render_command(default_job("abci-pbs")) == "python tools/render_job.py --cluster abci-pbs"
 
 
-def test_the_directives_of_the_issue(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_file_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run_7b.yaml").touch()
+    assert main(["--cluster", "slurm", "--config", "run_7B.yaml"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "--config run_7B.yaml: there is no such file; did you mean run_7b.yaml?\n"
+
+
+def test_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HOME", "/users/me")
+    assert main(["--cluster", "slurm", "--run_folder=~/runs/x"]) == 0
+    assert "RUN=/users/me/runs/x\n" in capsys.readouterr().out, "in quotes the shell would make a folder named ~"
+
+
+def test_the_directives_of_the_issue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").touch()
     words = "--cluster abci-pbs --nodes 4 --gpus_per_node 8 --walltime 12:00:00 --config run.yaml --group abc"
     assert main(words.split()) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -111,7 +136,34 @@ def test_a_time_is_read_back(seconds: int) -> None:
     assert parse_walltime(walltime_text(seconds)) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "12", "0:00:00", "1:60:00", "1:00:60", "-1:00:00", "1:2:3:4", "12h"])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1-00:00:00", 86400), ("3-12:30:05", 304205), ("0-01:00:00", 3600), ("36:00:00", 129600), ("45:00", 2700)],
+)
+def test_days_before_the_hours(text: str, seconds: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_walltime(text) == seconds
+    assert main(["--cluster", "slurm", "--walltime", text]) == 0
+    assert f"#SBATCH --time={walltime_text(seconds)}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "12",
+        "1-00",
+        "1-00:00",
+        "-1-00:00:00",
+        "0-00:00:00",
+        "1-2-00:00:00",
+        "0:00:00",
+        "1:60:00",
+        "1:00:60",
+        "-1:00:00",
+        "1:2:3:4",
+        "12h",
+    ],
+)
 def test_a_wrong_time_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     if text != "":
         assert main(["--cluster", "slurm", f"--walltime={text}"]) == 2

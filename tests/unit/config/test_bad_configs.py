@@ -98,6 +98,10 @@ FLAGS = {
     "--lr_warmup 2.5": (
         "--lr_warmup is 2.5 (command line): above 1 it counts steps, so it must be whole; up to 1 it is a fraction of the run."
     ),
+    "--lr_warmup 1 --lr_decay_style constant": (
+        "--lr_warmup is 1.0 (command line): 1 is a fraction, the whole run, so the learning rate would never reach lr. Set a "
+        "fraction such as 0.05, or 2 steps or more."
+    ),
     "--lr_warmup 0.9 --lr_decay 0.8": (
         "--lr_warmup is 0.9 (command line), but the decay ends at 0.8 (lr_decay). Both are counted from the start of the "
         "run: set lr_decay above lr_warmup."

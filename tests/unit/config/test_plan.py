@@ -103,7 +103,8 @@ def test_the_first_limit_reached_ends_the_run(flags: str, steps: int) -> None:
         ("--lr_decay_style linear --lr_decay 500", 0, 500),
         ("--lr_decay_style wsd", 0, 10),
         ("--lr_decay_style wsd --lr_warmup 0.5 --lr_decay 0.5", 50, 50),
-        ("--lr_decay_style constant --lr_warmup 1 --lr_decay 0.5", 100, None),
+        ("--lr_decay_style constant --lr_warmup 99 --lr_decay 0.5", 99, None),
+        ("--lr_decay_style constant --lr_warmup 100 --lr_warmup_style log", 100, None),
         ("--lr_decay_style inverse_sqrt --lr_warmup 20", 20, None),
     ],
 )
@@ -141,6 +142,10 @@ PROBLEMS = {
     ),
     ("--max_steps 20 --lr_warmup 2000", 1): (
         "--lr_warmup is 2000.0 (command line), so 2000 steps, but the run has 20: the learning rate would never reach lr. Set "
+        "fewer steps, or a fraction of the run such as 0.05."
+    ),
+    ("--max_steps 20 --lr_warmup 20 --lr_decay_style constant", 1): (
+        "--lr_warmup is 20.0 (command line), so 20 steps, but the run has 20: the learning rate would never reach lr. Set "
         "fewer steps, or a fraction of the run such as 0.05."
     ),
     ("--max_steps 100 --lr_warmup 50 --lr_decay 0.5", 1): (

@@ -8,6 +8,7 @@ import pytest
 
 from ds_recipes.config.plan import Plan, make_plan
 from ds_recipes.config.schema import Config, OptimizerConfig, RunConfig
+from ds_recipes.errors import ConfigError
 from ds_recipes.training.schedule import lr_at
 
 STYLES = ("cosine", "linear", "constant", "wsd", "inverse_sqrt")
@@ -76,10 +77,20 @@ def test_cosine_is_the_cosine_of_the_paper() -> None:
         assert lr_at(step, plan) == pytest.approx(plan.lr * (1 + math.cos(math.pi * step / TOTAL)) / 2)
 
 
-def test_a_warm_up_over_the_whole_run_is_allowed() -> None:
-    plan = plan_of("constant", warmup=TOTAL)
-    assert lr_at(TOTAL - 1, plan) < plan.lr
-    assert lr_at(TOTAL, plan) == plan.lr
+@pytest.mark.parametrize("decay_style", ["constant", "inverse_sqrt", "linear", "cosine", "wsd"])
+@pytest.mark.parametrize("warmup_style", ["linear", "log"])
+def test_every_warm_up_that_is_taken_reaches_lr_within_the_run(decay_style: str, warmup_style: str) -> None:
+    for total in (1, 2, 3, 6, 50):
+        for warmup in (0.0, 0.02, 0.5, 0.99, 1.0, 2, 3, total - 1, total, total + 1):
+            optimizer = OptimizerConfig(
+                lr=1e-4, lr_warmup=float(warmup), lr_decay_style=decay_style, lr_warmup_style=warmup_style
+            )
+            try:
+                plan = make_plan(Config(run=RunConfig(max_steps=total), optimizer=optimizer), 1)
+            except ConfigError:
+                assert warmup >= total - 1 or warmup == 1 or decay_style == "wsd"
+                continue
+            assert max(lr_at(step, plan) for step in range(total)) == pytest.approx(plan.lr)
 
 
 @pytest.mark.parametrize("warmup", [1, 2, 7, 150])

@@ -71,6 +71,15 @@ def test_words_that_refuse(tmp_path: Path) -> None:
             Job(tmp_path, word).launch(1)
 
 
+def test_none_begins_in_a_folder_without_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert Job(tmp_path / "empty", "none").launch(10) == 0
+    save(tmp_path / "other", 30)
+    assert Job(tmp_path / "new", "none", tmp_path / "other").launch(10) == 30, (
+        "of the other run, the run folder has none"
+    )
+
+
 def test_require_takes_the_one_before_a_damaged_one(tmp_path: Path) -> None:
     job = Job(tmp_path, "require")
     for step in (10, 20):
