@@ -154,7 +154,11 @@ class OptimizerConfig:
         "sqrt(warm-up / step).",
         choices=("cosine", "linear", "constant", "wsd", "inverse_sqrt"),
     )
-    weight_decay: float = setting(0.1, "Decoupled weight decay (sgd: L2); not for biases and norms.", least=0)
+    weight_decay: float = setting(
+        0.1,
+        "Decoupled weight decay (sgd: L2); not for biases, gains and a recurrence's rates. The start lists what decays.",
+        least=0,
+    )
     adam_beta1: float = setting(0.9, "Decay of Adam's first moment.", least=0, below=1)
     adam_beta2: float = setting(0.95, "Decay of Adam's second moment.", least=0, below=1)
     adam_eps: float = setting(1e-8, "Adam's epsilon.", above=0)

@@ -1,6 +1,6 @@
 """The optimizer of every engine: torch's own, so that no engine has another one's mathematics."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -19,20 +19,18 @@ class Named(Protocol):
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
-def make_optimizer(
-    model: Named, shapes: Mapping[str, tuple[int, ...]], settings: OptimizerConfig
-) -> torch.optim.Optimizer:
-    """torch's fused AdamW, or SGD, with weight decay on matrices only (biases and norms have one dimension).
+def make_optimizer(model: Named, decayed: Collection[str], settings: OptimizerConfig) -> torch.optim.Optimizer:
+    """torch's fused AdamW, or SGD, with weight decay on the parameters that `decayed` names (`models/weight_decay.py`).
 
     The same class serves with and without CPU offload: it needs no compiler, and the mathematics stay the same.
     DeepSpeed's own DeepSpeedCPUAdam would have to be compiled at the first start.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decayed = [parameter for name, parameter in trained if len(shapes[name]) >= 2]
-    others = [parameter for name, parameter in trained if len(shapes[name]) < 2]
+    decaying = [parameter for name, parameter in trained if name in decayed]
+    spared = [parameter for name, parameter in trained if name not in decayed]
     groups = [
         {"params": parameters, "weight_decay": decay}
-        for parameters, decay in ((decayed, settings.weight_decay), (others, 0.0))
+        for parameters, decay in ((decaying, settings.weight_decay), (spared, 0.0))
         if parameters
     ]
     if settings.optimizer_type == "sgd":

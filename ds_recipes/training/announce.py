@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from ds_recipes.checkpoint.load import Found
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
 from ds_recipes.engine.base import Engine
+from ds_recipes.models.weight_decay import Decay, weight_decay_of
 from ds_recipes.training.inputs import Inputs
 from ds_recipes.training.launch import Launch
 from ds_recipes.training.state import TrainingState
@@ -33,7 +35,28 @@ def announce_inputs(config: Config, launch: Launch, plan: Plan, inputs: Inputs) 
         f"a step: {plan.global_rows} rows of {plan.context_size} tokens = {plan.world_size} ranks x {plan.micro_steps} "
         f"micro-steps x {plan.rows_per_rank} rows; {plan.total_steps} steps"
     )
+    launch.say("\n".join(decay_lines(weight_decay_of(inputs.skeleton), config.optimizer.weight_decay)))
     launch.say(f"one row, targets marked:\n{inputs.data.corpus.show(0, inputs.tokenizer)}")
+
+
+def decay_lines(decays: Mapping[str, Decay], weight_decay: float) -> list[str]:
+    """What decays and what does not, one line a kind of parameter; one line alone where nothing does."""
+    if not weight_decay:
+        return ["weight decay: 0, nothing decays"]
+    verdicts = sorted(decays.values(), key=_verdict)
+    rows = []
+    for (spared, kind), alike in groupby(verdicts, key=_verdict):
+        numels = [decay.numel for decay in alike]
+        rows.append((f"no ({spared})" if spared else "yes", f"{len(numels):,} x {kind}", f"{sum(numels):,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return [
+        f"weight decay {weight_decay:g}, by kind of parameter, with the number of values:",
+        *(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}" for row in rows),
+    ]
+
+
+def _verdict(decay: Decay) -> tuple[str, str]:
+    return decay.spared or "", decay.kind
 
 
 def announce_engine(launch: Launch, engine: Engine, plan: Plan, state: TrainingState, found: Found | None) -> None:

@@ -1,6 +1,6 @@
 """Where a run begins: its own newest valid checkpoint, another run's, the one that `--resume` names, or the first weights."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ from ds_recipes.training.identity import Identity
 from ds_recipes.training.state import TrainingState
 from ds_recipes.world.group import World
 
+NO_DECAY = "no_weight_decay"
+"""Entry of state.json: names of the trained parameters that weight decay leaves alone."""
+
+SHOWN_NAMES = 4
+
 
 @dataclass(frozen=True)
 class Start:
@@ -51,6 +56,7 @@ class Now:
 
     shapes: Mapping[str, tuple[int, ...]]
     trained: Collection[str]  # names of parameters
+    spared: Collection[str]  # those of them that do not decay
     identity: Identity
     environment: Mapping[str, str]
     files: Files
@@ -155,6 +161,29 @@ def announce_start(config: Config, start: Start, now: Now, world: World, say: Ca
         say(
             f"note: {len(thawed)} parameters were frozen in {found.path.name} and train now; their moments start at zero"
         )
+    if config.optimizer.weight_decay:
+        for line in decay_changes(found, now):
+            say(f"note: {line}")
+
+
+def decay_changes(found: Found, now: Now) -> Iterator[str]:
+    """Which parameters decayed in a checkpoint's run and do not now, or the other way round.
+
+    Checkpoints that do not say are of versions that spared what has fewer than two dimensions.
+    """
+    before = found.state.get(NO_DECAY)
+    if before is None:
+        before = [name for name, shape in found.manifest.shapes().items() if len(shape) < 2]
+    trained = set(now.trained) - set(found.manifest.frozen)
+    for names, then, today in (
+        (set(now.spared) - set(before), "decayed", "do not decay now"),
+        (set(before) - set(now.spared), "did not decay", "decay now"),
+    ):
+        changed = sorted(names & trained)
+        if changed:
+            more = len(changed) - SHOWN_NAMES
+            shown = ", ".join(changed[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+            yield f"{len(changed)} parameters that {then} in {found.path.name} {today}: {shown}"
 
 
 def check_continues(config: Config, found: Found, now: Now) -> list[str]:

@@ -19,6 +19,7 @@ from ds_recipes.engine.create import check_device, create_engine
 from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.flops import count_flops
 from ds_recipes.models.skeleton import parameter_shapes, tied_names
+from ds_recipes.models.weight_decay import decayed_names
 from ds_recipes.training.announce import announce_engine, announce_inputs
 from ds_recipes.training.environment import environment_of
 from ds_recipes.training.guard import Guard
@@ -29,6 +30,7 @@ from ds_recipes.training.launch import Launch
 from ds_recipes.training.meter import StepMeter, peak_flops
 from ds_recipes.training.model_files import model_files
 from ds_recipes.training.resume import (
+    NO_DECAY,
     Now,
     Start,
     announce_start,
@@ -68,7 +70,8 @@ def prepare(config: Config, launch: Launch) -> Run | None:
         launch.say(f"warning: {line}")
     shapes = parameter_shapes(inputs.skeleton)
     trained = frozenset(name for name, tensor in inputs.skeleton.named_parameters() if tensor.requires_grad)
-    now = Now(shapes, trained, identity, environment, inputs.data.corpus.files, plan)
+    spared = trained - decayed_names(inputs.skeleton)
+    now = Now(shapes, trained, spared, identity, environment, inputs.data.corpus.files, plan)
     announce_start(config, begin, now, world, launch.say)
     if found is not None and found.manifest.step >= plan.total_steps:
         launch.nothing_to_do(found.manifest.step, found.path.name)
@@ -144,7 +147,7 @@ def _assemble(
         state=state,
         folder=launch.folder,
         identity=dict(now.identity),
-        notes={"environment": dict(now.environment), "origin": begin.origin},
+        notes={"environment": dict(now.environment), "origin": begin.origin, NO_DECAY: sorted(now.spared)},
         attempt=launch.attempt,
     )
     run.saving = _saving(run, launch, inputs, files, found)

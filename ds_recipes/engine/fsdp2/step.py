@@ -20,7 +20,7 @@ from ds_recipes.engine.fsdp2.local_state import LocalState
 from ds_recipes.engine.inputs import model_inputs
 from ds_recipes.engine.loss_scale import LossScaler
 from ds_recipes.engine.optimizer import make_optimizer, moments_in
-from ds_recipes.models.skeleton import parameter_shapes
+from ds_recipes.models.weight_decay import decayed_names
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
 
@@ -42,7 +42,7 @@ class Fsdp2Engine(Engine):
         self._micro_steps_done = 0
         self._max_grad_norm = optimizer.max_grad_norm
         self._attention = skeleton.config._attn_implementation
-        shapes = parameter_shapes(skeleton)
+        decayed = decayed_names(skeleton)
         check_precision(settings.precision)
         mesh = world.check("sharding", lambda: make_mesh(world, settings.sharding.group_size))
         self.activations = world.check("activation checkpointing", lambda: self._checkpoint_activations(skeleton))
@@ -51,7 +51,7 @@ class Fsdp2Engine(Engine):
         self._modules = sharded_modules(skeleton)
         self._root = self._modules[0]
         self._local = LocalState(skeleton, mesh)
-        self._optimizer = make_optimizer(self._local, shapes, optimizer)
+        self._optimizer = make_optimizer(self._local, decayed, optimizer)
         self._local.adopt(self._optimizer)
         self._order = world.gather(self._local.rank_in_parameter)
         self._scaler = None if settings.loss_scaling is None else LossScaler(settings.loss_scaling)

@@ -28,7 +28,7 @@ from ds_recipes.engine.zero3.nvme import settle
 from ds_recipes.engine.zero3.placement import clear_placement, prepare_placement
 from ds_recipes.engine.zero3.precision import real_precision
 from ds_recipes.engine.zero3.state import State
-from ds_recipes.models.skeleton import parameter_shapes
+from ds_recipes.models.weight_decay import decayed_names
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
 
@@ -54,7 +54,7 @@ class ZeroEngine(Engine):
         self._micro_steps = plan.micro_steps
         self._micro_steps_done = 0
         self._attention = skeleton.config._attn_implementation
-        shapes = parameter_shapes(skeleton)
+        decayed = decayed_names(skeleton)
         if self._stage == 3:
             mark_expert_blocks(skeleton)
         else:
@@ -66,7 +66,7 @@ class ZeroEngine(Engine):
         )
         place_model(skeleton, ds_json, settings, world.device)
         self.model = skeleton
-        torch_optimizer = make_optimizer(skeleton, shapes, optimizer)
+        torch_optimizer = make_optimizer(skeleton, decayed, optimizer)
         self._deepspeed = start_deepspeed(skeleton, torch_optimizer, ds_json)
         self._zero = self._deepspeed.optimizer
         if self._scales_loss:

@@ -4,7 +4,8 @@ import io
 import os
 import pty
 
-from ds_recipes.training.announce import show_table
+from ds_recipes.models.weight_decay import Decay
+from ds_recipes.training.announce import decay_lines, show_table
 
 DESCRIPTION = {"engine": "fsdp", "gradient_accumulation": "float32", "autocast": None, "sharding": "over [2] ranks"}
 
@@ -31,3 +32,17 @@ def test_on_a_terminal_it_is_drawn(monkeypatch) -> None:
     for words in ("Precision and sharding", "\u2502", "gradient accumulation", "over [2] ranks"):
         assert words in text, text
     assert "autocast" not in text
+
+
+def test_what_decays_is_told_by_kind() -> None:
+    decays = {
+        "a.0.weight": Decay("Linear.weight", 3000, None),
+        "a.1.weight": Decay("Linear.weight", 1000, None),
+        "a.bias": Decay("Linear.bias", 20, "bias"),
+    }
+    assert decay_lines(decays, 0.1) == [
+        "weight decay 0.1, by kind of parameter, with the number of values:",
+        "  yes        2 x Linear.weight  4,000",
+        "  no (bias)  1 x Linear.bias       20",
+    ]
+    assert decay_lines(decays, 0.0) == ["weight decay: 0, nothing decays"]

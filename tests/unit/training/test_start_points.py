@@ -1,6 +1,7 @@
 """Where a run begins, and where it begins when the same command is started again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ def settings(resume: str = "auto", other: Path | None = None, allow: tuple[str, 
     checkpoint = SimpleNamespace(
         resume=resume, verify="full", load_checkpoint_path=None if other is None else str(other), allow_change=allow
     )
-    optimizer = SimpleNamespace(optimizer_type="adamw", sgd_momentum=0.0)
+    optimizer = SimpleNamespace(optimizer_type="adamw", sgd_momentum=0.0, weight_decay=0.1)
     return SimpleNamespace(checkpoint=checkpoint, optimizer=optimizer, run=SimpleNamespace(seed=42))
 
 
@@ -174,7 +175,8 @@ def begun(folder: Path) -> Start:
 
 def now(identity: dict[str, str], environment: dict[str, str] | None = None) -> Any:
     shapes = {name: tuple(tensor.shape) for name, tensor in some_tensors().items()}
-    return Now(shapes, set(shapes), identity, environment or {}, (), SimpleNamespace())  # type: ignore[arg-type]
+    spared = {name for name, shape in shapes.items() if len(shape) < 2}
+    return Now(shapes, set(shapes), spared, identity, environment or {}, (), SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_what_the_user_is_told_at_a_start(tmp_path: Path) -> None:
@@ -192,6 +194,32 @@ def test_what_the_user_is_told_at_a_start(tmp_path: Path) -> None:
     assert "iter_0000006 is not used" in said[0] and "does not record model" in said[2]
     assert said[3].endswith("ranks 2 -> 3")
     assert "2 parameters were frozen in iter_0000005 and train now; their moments start at zero" in said[4]
+
+
+@pytest.mark.parametrize(
+    "recorded, spared, told",
+    [
+        (None, {"norm.weight", "scale"}, []),  # by an earlier version, which went by the number of dimensions
+        (
+            None,
+            {"norm.weight", "scale", "embed.weight"},
+            ["1 parameters that decayed in iter_0000005 do not decay now"],
+        ),
+        (
+            ["norm.weight", "scale"],
+            {"scale"},
+            ["1 parameters that did not decay in iter_0000005 decay now: norm.weight"],
+        ),
+        (["layer.weight"], {"embed.weight"}, ["1 parameters that decayed", "1 parameters that did not decay"]),
+    ],
+)
+def test_a_change_of_what_decays_is_told(tmp_path: Path, recorded, spared, told) -> None:
+    state = {"step": 5, "identity": {}} | ({} if recorded is None else {"no_weight_decay": recorded})
+    save(tmp_path, 5, FlatEngine(some_tensors()), state=state)
+    said: list[str] = []
+    announce_start(settings(), begun(tmp_path), replace(now({}), spared=spared), solo(), said.append)
+    assert len(said) == len(told)
+    assert all(line.startswith(f"note: {wanted}") for line, wanted in zip(said, told, strict=True))
 
 
 @pytest.mark.parametrize("saved_ranks", [0, 2])
