@@ -4,8 +4,8 @@
     python tools/inspect_data.py --config run.yaml --rows 3               # decoded rows, targets marked
     python tools/inspect_data.py --config run.yaml --sample 12000 12001   # what lies at these positions of the run
 
-Takes the settings of train.py. Prints records, tokens, the share of target tokens, a histogram of lengths, padding,
-truncations and duplicates for each source, then decoded rows. What it tokenises is kept, and training starts from it.
+Takes the settings of train.py, of which it needs no run folder. Prints records, tokens, the share of target tokens, a histogram of
+lengths, padding, truncations and duplicates for each source, then decoded rows. What it tokenises is kept, and training starts from it.
 """
 
 import sys
@@ -21,6 +21,7 @@ from ds_recipes.errors import ConfigError, DsRecipesError
 
 OWN_FLAGS = {"--rows": "1", "--sample": None}
 BAR_WIDTH = 24
+NO_RUN = "runs/inspect_data"  # holds tokens if the folder of the data cannot be written and no run folder is named
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         own, settings = take_own_flags(argv)
         num_rows = whole_numbers("--rows", own["--rows"])
         samples = whole_numbers("--sample", own["--sample"])
-        config = load_config(settings)
+        config = load_config(settings, stand_ins={"save_checkpoint_path": NO_RUN})
         problems = check_inputs(config)
         if problems:
             raise ConfigError(problems)

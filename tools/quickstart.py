@@ -33,8 +33,8 @@ STOPPED_EARLY = 75  # exit status of a run that was asked to stop and has saved
 CLEAR_FALL = 0.85  # the last losses' mean over the first losses' mean, at most
 STEP_SECONDS = 600  # no single command may take longer
 OWN_DATA = (
-    f"deepspeed --num_gpus N train.py --config {CONFIG} --model_name FOLDER_OR_HUB_ID --train_data FILE.jsonl "
-    "--validation_data FILE.jsonl --context_size 2048 --save_checkpoint_path runs/mine"
+    "deepspeed --num_gpus N train.py --config examples/sft.yaml --model_name FOLDER_OR_HUB_ID --train_data FILE.jsonl "
+    "--save_checkpoint_path runs/mine (examples/cpt.yaml to pretrain on documents)"
 )
 
 

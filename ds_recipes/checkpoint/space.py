@@ -87,7 +87,7 @@ def check_space(folder: Path, size: Size, keep: Keep, plan: Plan, existing: Sequ
     needed = max(1, most - len(existing)) * one
     there = f" beside the {len(existing)} that are there" if existing else ""
     line = (
-        f"a checkpoint takes {one / GB:.2f} GB; {most} kept at once need {needed / GB:.2f} GB{there}, "
+        f"a checkpoint takes {one / GB:.2f} GB; {most} at a time need {needed / GB:.2f} GB{there}, "
         f"{free / GB:.2f} GB are free at {folder}"
     )
     if free < one:

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ds_recipes.config import later, seed_flags
+from ds_recipes.config import later, other_trainers, seed_flags
 from ds_recipes.config.ds.findings import Binding, Findings
 from ds_recipes.config.entries import Entry, nearest
 from ds_recipes.config.schema import SETTINGS
 from ds_recipes.config.values import COMMAND_LINE, base_type, check_limits, describe, parse, to_text
 
 DEFAULT = "default"
+TYPING_MISTAKE = 0.85  # difflib's ratio: one that is less alike may well be a name of another meaning
 
 
 @dataclass
@@ -129,14 +130,16 @@ class Draft:
             self.fail(entry.refused(later.LATER_NAMES[entry.name]))
             return
         hint = None if is_flag else seed_flags.yaml_hint(entry.name)
-        positive = entry.name.removeprefix("no_").removeprefix("no-")
+        positive = entry.name.removeprefix("no_")
         if hint is None and positive != entry.name and positive in SETTINGS:
             hint = f"to turn it off write {dashes}{positive}{' ' if is_flag else ': '}false"
         names = (*SETTINGS, *seed_flags.OTHER_NAMES, "config", "print_config", "help") if is_flag else tuple(SETTINGS)
-        guess = nearest(entry.name, names)
+        hint = hint or other_trainers.hint(entry.name, is_flag)
+        guess = None if hint else nearest(entry.name, names, TYPING_MISTAKE)
         if hint is None:
             hint = f"did you mean {dashes}{guess}?" if guess else "see --help for all settings"
-        self.fail(f"{where}: {hint}", *([guess] if guess else []))
+        meant = guess or other_trainers.NAMES.get(entry.name)
+        self.fail(f"{where}: {hint}", *([meant] if meant else []))
 
 
 def _clash(entry: Entry, value: Any, earlier: Entry, earlier_value: Any) -> str:

@@ -13,7 +13,7 @@ from ds_recipes.config.values import COMMAND_LINE
 
 @dataclass(frozen=True)
 class Entry:
-    """One setting as the user wrote it. `shown` is the flag or the key by which messages name it.
+    """One setting as the user wrote it. `shown` is the flag or the key by which messages name it; in `name` dashes are underscores.
 
     `texts` is empty for a bare flag and for an empty YAML list.
     """
@@ -56,7 +56,7 @@ def read_flags(argv: Sequence[str]) -> tuple[list[Entry], list[str]]:
             texts.append(token)
         else:
             problems.append(f"unexpected argument {token!r} (command line): settings are given as --name value")
-    return [Entry(name, tuple(texts), f"--{name}", COMMAND_LINE) for name, texts in flags], problems
+    return [Entry(name.replace("-", "_"), tuple(texts), f"--{name}", COMMAND_LINE) for name, texts in flags], problems
 
 
 def read_yaml(path: str) -> tuple[list[Entry], list[str]]:
@@ -95,10 +95,9 @@ def _entries(path: str, root: yaml.MappingNode) -> tuple[list[Entry], list[str]]
         origin = f"{path}:{line}"
         if not isinstance(key, yaml.ScalarNode):
             problems.append(f"{origin}: a key must be the name of a setting")
-        elif key.value in first_lines:
-            problems.append(
-                f"{origin}: {key.value} stands here a second time; the first is in line {first_lines[key.value]}"
-            )
+        elif key.value.replace("-", "_") in first_lines:
+            first = first_lines[key.value.replace("-", "_")]
+            problems.append(f"{origin}: {key.value} stands here a second time; the first is in line {first}")
         elif isinstance(value, yaml.MappingNode):
             problems.append(f"{origin}: {key.value} holds a mapping; settings stand at the top level, without groups")
         elif not all(isinstance(node, yaml.ScalarNode) for node in _scalars(value)):
@@ -106,9 +105,9 @@ def _entries(path: str, root: yaml.MappingNode) -> tuple[list[Entry], list[str]]
         else:
             texts = tuple(node.value for node in _scalars(value))
             is_list = isinstance(value, yaml.SequenceNode)
-            entries.append(Entry(key.value, texts, key.value, origin, is_list))
+            entries.append(Entry(key.value.replace("-", "_"), texts, key.value, origin, is_list))
         if isinstance(key, yaml.ScalarNode):
-            first_lines.setdefault(key.value, line)
+            first_lines.setdefault(key.value.replace("-", "_"), line)
     return entries, problems
 
 
@@ -119,7 +118,7 @@ def _scalars(value: yaml.Node) -> Iterator[yaml.Node]:
         yield value
 
 
-def nearest(name: str, valid: Sequence[str]) -> str | None:
-    """The valid name that is most like `name`, if any is."""
-    matches = get_close_matches(name.replace("-", "_"), valid, n=1, cutoff=0.6)
+def nearest(name: str, valid: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """The valid name that is most like `name`, if any is (`cutoff`: difflib's ratio)."""
+    matches = get_close_matches(name.replace("-", "_"), valid, n=1, cutoff=cutoff)
     return matches[0] if matches else None

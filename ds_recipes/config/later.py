@@ -2,7 +2,10 @@
 
 LORA = "LoRA is not there yet; leave it out, and the whole model is trained"
 
-LATER_NAMES = dict.fromkeys(("lora_r", "lora_alpha", "lora_target_modules"), LORA)
+LATER_NAMES = dict.fromkeys(
+    ("lora_r", "lora_rank", "lora_alpha", "lora_dropout", "lora_target", "lora_target_modules", "use_lora", "use_peft"),
+    LORA,
+)
 
 LATER_VALUES = {
     ("peft_method", "lora"): LORA,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from ds_recipes.config import seed_flags
-from ds_recipes.config.draft import Draft, frozen_groups
+from ds_recipes.config.draft import DEFAULT, Draft, frozen_groups
 from ds_recipes.config.ds.check import check_tree
 from ds_recipes.config.ds.combine import check_run
 from ds_recipes.config.ds.read import read_json
@@ -18,11 +18,14 @@ from ds_recipes.config.values import FALSE_WORDS, TRUE_WORDS, expand_path
 from ds_recipes.errors import ConfigError
 
 
-def load_config(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> Config:
+def load_config(
+    argv: Sequence[str], env: Mapping[str, str] = os.environ, stand_ins: Mapping[str, str] = MappingProxyType({})
+) -> Config:
     """Read the settings of a run from a command line (without the program's name).
 
     `--help` and `--print_config` print and end the program with status 0. `env` serves only to compare the launcher's
-    --local_rank with LOCAL_RANK.
+    --local_rank with LOCAL_RANK. `stand_ins` has values for settings that a run must have and the program at hand does not
+    need; they count where the user sets none.
 
     Raises:
         ConfigError: with every problem of flags, run file, JSON and their combination, one line each.
@@ -34,13 +37,14 @@ def load_config(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> Con
     draft = Draft(problems=problems)
     flags, run_file = _take_out(flags, "config", draft)
     flags, print_config = _take_out(flags, "print_config", draft)
-    flags, local_rank = _take_out(flags, "local_rank", draft, "local-rank")
+    flags, local_rank = _take_out(flags, "local_rank", draft)
     _check_local_rank(local_rank, env, draft)
     flags, problems = seed_flags.translate(flags)
     draft.problems += problems
     draft.take(flags)
     if run_file is not None:
         _take_run_file(run_file, draft)
+    draft.take([Entry(name, (text,), name, DEFAULT) for name, text in stand_ins.items() if not draft.values[name]])
     config = _finish(draft)
     if print_config is not None and print_config not in FALSE_WORDS:
         print(to_yaml(config), end="")
@@ -58,9 +62,9 @@ def _take_run_file(path: str, draft: Draft) -> None:
     draft.take(entries)
 
 
-def _take_out(flags: Sequence[Entry], name: str, draft: Draft, *other_names: str) -> tuple[list[Entry], str | None]:
+def _take_out(flags: Sequence[Entry], name: str, draft: Draft) -> tuple[list[Entry], str | None]:
     """Separate a flag that is no setting from the others. Its text: None without the flag, "true" for a bare one."""
-    mine = [flag for flag in flags if flag.name in (name, *other_names)]
+    mine = [flag for flag in flags if flag.name == name]
     others = [flag for flag in flags if flag not in mine]
     texts = {" ".join(flag.texts) or "true" for flag in mine}
     if name == "config" and any(len(flag.texts) != 1 for flag in mine):

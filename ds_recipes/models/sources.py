@@ -22,6 +22,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging
 
 from ds_recipes.errors import InputError
 from ds_recipes.models.skeleton import initialiser, parameter_shapes, tied_names
@@ -136,6 +137,11 @@ def _real_parameters(unit: nn.Module, device: torch.device) -> Iterator[None]:
             module._parameters[key] = parameter
 
 
+def _no_bar(_make: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """What transformers takes instead of its own progress bar."""
+    return logging.EmptyTqdm(*given, **named)
+
+
 class FolderWeights(InitialWeights):
     """A range reader over a Hugging Face safetensors folder.
 
@@ -217,7 +223,11 @@ class FolderWeights(InitialWeights):
         tensors = {file_name: self._open(file_name) for file_name in self._sources[name]}
         conversions: list[Any] = list(self._conversions)
         load = LoadStateDictConfig(device_map={"": "cpu"}, dtype=torch.float32, weight_mapping=conversions)
-        convert_and_load_state_dict_in_model(self._skeleton, tensors, load)
+        bars = logging.set_tqdm_hook(_no_bar)  # one would appear for each tensor on each rank
+        try:
+            convert_and_load_state_dict_in_model(self._skeleton, tensors, load)
+        finally:
+            logging.set_tqdm_hook(bars)
         made: dict[str, torch.Tensor] = {}
         for key, parameter in list(self._skeleton.named_parameters()):
             if not parameter.is_meta:

@@ -16,8 +16,8 @@ from ds_recipes.planner.show import TABLE_HEAD, show, table_row
 
 DOES_NOT_FIT = 1
 
-NOT_NEEDED = {"train_data": "data.jsonl", "tokenizer_name": "tokenizer", "save_checkpoint_path": "run"}
-"""Settings that a run must have and a plan does not read, with what stands in for them."""
+STAND_INS = {"train_data": "data.jsonl", "tokenizer_name": "tokenizer", "save_checkpoint_path": "run"}
+"""Settings that a run must have and a plan does not read."""
 
 
 def run(argv: Sequence[str], description: str) -> int:
@@ -31,7 +31,7 @@ def run(argv: Sequence[str], description: str) -> int:
     configs = [own.model_configs] if own.model_configs else [[None]]
     answers = []
     for path in configs[0]:
-        config = read_settings([*settings, *(("--model_config", path) if path else ())])
+        config = load_config([*settings, *(("--model_config", path) if path else ())], stand_ins=STAND_INS)
         answers.append(answer(config, find_architecture(config), _at_peak(question, config, own)))
     if own.json:
         documents = [one.to_json() for one in answers]
@@ -43,21 +43,6 @@ def run(argv: Sequence[str], description: str) -> int:
         for one in answers:
             show(console, one)
     return 0 if all(one.fits for one in answers) else DOES_NOT_FIT
-
-
-def read_settings(argv: Sequence[str]) -> Config:
-    """`load_config`, with what a plan does not need filled in where it is missing.
-
-    Raises:
-        ConfigError: with every other problem.
-    """
-    try:
-        return load_config(argv)
-    except ConfigError as error:
-        missing = [name for name in NOT_NEEDED if any(one.startswith(f"{name} is not set") for one in error.problems)]
-        if not missing:
-            raise
-    return load_config([*argv, *(word for name in missing for word in (f"--{name}", NOT_NEEDED[name]))])
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

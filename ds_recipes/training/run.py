@@ -118,9 +118,9 @@ class Run:
             self.trackers.event("straggler", step=step, message=slow.message, **where)
 
     def report_repeats(self, start: int, state: TrainingState) -> None:
-        """Say which sources begin again in a new order at a position between `start` and the state's."""
+        """Say which sources begin again for the first time at a position between `start` and the state's."""
         names, limit = self.corpus.names, self.plan.total_rows
         for source, epoch in self.corpus.repeats_between(start, min(state.position, limit or state.position)):
-            times = "once" if epoch == 1 else f"{epoch} times"
-            message = f"{names[source]} has been seen {times} in full; it repeats with a new shuffle"
-            self.trackers.event("source_repeats", step=state.step, source=names[source], epoch=epoch, message=message)
+            if epoch == 1:  # each epoch that follows is in the metrics
+                message = f"{names[source]} has been seen once in full; it repeats with a new shuffle each time"
+                self.trackers.event("source_repeats", step=state.step, source=names[source], message=message)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.launchers import run
+from tests.e2e.launchers import ROOT, run
 from tests.nano import make_nano
 
 REPEATED = 3
@@ -23,14 +23,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def inspect(nano: Path, *flags: str) -> str:
-    command = [
-        "python",
-        "tools/inspect_data.py",
-        "--config",
-        str(nano),
-        "--save_checkpoint_path",
-        str(nano.parent / "run"),
-    ]
+    command = ["python", "tools/inspect_data.py", "--config", str(nano)]
     ended = run([*command, *flags], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert ended.status == 0, ended.output
     return ended.output
@@ -46,7 +39,7 @@ def test_counts_are_those_of_a_plain_reading(nano: Path) -> None:
     assert sum(histogram) == len(lines)
     assert "% padding" in text and "their ends were cut off" in text
     assert "⟦" in text and f"{nano.parent / 'train.jsonl'}:" in text
-    assert not (nano.parent / "run").exists(), "looking leaves no run folder"
+    assert not (ROOT / "runs" / "inspect_data").exists(), "looking needs no run folder and leaves none"
 
 
 def test_what_lies_at_a_position_is_what_a_run_trains_there(nano: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_source_that_repeats_is_told(nano: Path, tmp_path: Path) -> None:
     folder = tmp_path / "repeats"
     ended = launch(nano, folder, 1, *mixture(nano), "--run_validation", "false")
     assert ended.statuses == (0,), ended.text
-    assert "few.jsonl has been seen once in full; it repeats with a new shuffle" in ended.text
+    assert "few.jsonl has been seen once in full; it repeats with a new shuffle each time" in ended.text
     assert "weight 0.4, 40.00 % of the tokens" in ended.text
     last = metrics(folder)[STEPS]
     few = str(nano.parent / "few.jsonl")

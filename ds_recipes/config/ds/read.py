@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ds_recipes.config.ds.accelerate import MARKS, accelerate_refusal
+
 HJSON_NOTE = "has comments or loose commas: DeepSpeed reads it (as Hjson), other tools may not"
 
 
@@ -27,6 +29,9 @@ def read_json(path: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
     if not text.strip():
         raise ValueError(f"{path}:1: not JSON: the file is empty")
+    refusal = accelerate_refusal(text) if any(mark in text for mark in MARKS) else None
+    if refusal:
+        raise ValueError(f"{path}: {refusal}")
     try:
         tree, notes = _parse(text)
     except _NotJsonError as error:

@@ -171,7 +171,7 @@ def _json_fault(raw: bytes) -> str | None:
         if ESCAPE in raw:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
-        return f"not JSON ({error.msg} at character {error.pos + 1:,})"
+        return f"not JSON ({error.msg.removesuffix(' at')} at character {error.pos + 1:,})"
     except UnicodeEncodeError as error:
         half = ascii(error.object[error.start]).strip("'")
         return f"holds half of a surrogate pair ({half}), which is no character"

@@ -68,7 +68,7 @@ def test_the_prediction_is_an_upper_bound_and_close(tmp_path: Path, layers: int,
 def test_what_fits_is_said_what_may_not_is_a_warning_and_what_cannot_is_refused(tmp_path: Path, monkeypatch) -> None:
     size, keep, plan = Size({"w": (1000, 1000)}, 3, 2, 0), Keep(last=2), Plan(0, 100, 10)
     one = size.num_bytes
-    for free, expected in ((4 * one, "a checkpoint takes 0.01 GB; 3 kept at once"), (2 * one, "warning: ")):
+    for free, expected in ((4 * one, "a checkpoint takes 0.01 GB; 3 at a time need"), (2 * one, "warning: ")):
         monkeypatch.setattr(space, "free_bytes", lambda path, free=free: free)
         (line,) = check_space(tmp_path, size, keep, plan, existing=[])
         assert line.startswith(expected) and str(tmp_path) in line

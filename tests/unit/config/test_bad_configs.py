@@ -31,9 +31,10 @@ FLAGS = {
         "global_batch_size, precision, optimizer, model or schedule, not 'lr' (command line)"
     ),
     "--validation_data": "--validation_data needs a value (command line)",
-    "--learning_rate 1": "unknown flag --learning_rate (command line): see --help for all settings",
+    "--learning_rate 1": "unknown flag --learning_rate (command line): here it is --lr",
     "--num_epoch 1": "unknown flag --num_epoch (command line): did you mean --num_epochs?",
-    "--batch-size-training 1": "unknown flag --batch-size-training (command line): did you mean --batch_size_training?",
+    "--batch-size-trainin 1": "unknown flag --batch-size-trainin (command line): did you mean --batch_size_training?",
+    "--batch-size-training 0": "--batch-size-training must be at least 1, not 0 (command line)",
     "--no_save_model": "unknown flag --no_save_model (command line): to turn it off write --save_model false",
     "-lr 1": "unexpected argument '-lr' (command line): flags begin with two dashes, --lr",
     "--pure_bf16 --precision fp32": (

@@ -38,12 +38,14 @@ def read_all(reader, shapes, ranks: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_a_folder_reads_as_transformers_loads_it(tmp_path, family, ranks):
+def test_a_folder_reads_as_transformers_loads_it(tmp_path, family, ranks, capfd):
     """Mixtral's experts are fused on loading, so its folder holds other names and shapes than the model."""
     tiny_model(family).save_pretrained(tmp_path, max_shard_size="60KB")
     expected = dict(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).named_parameters())
     model = skeleton(family)
+    capfd.readouterr()
     loaded = read_all(FolderWeights(model, tmp_path), parameter_shapes(model), ranks)
+    assert capfd.readouterr() == ("", ""), "a progress bar for each tensor on each rank"
     assert loaded.keys() == expected.keys()
     for name, tensor in loaded.items():
         assert torch.equal(tensor, expected[name]), name

@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ds_recipes.config.load import load_config
 from ds_recipes.config.schema import Config
 from ds_recipes.errors import ConfigError, InputError
-from ds_recipes.planner.command import read_settings, run
+from ds_recipes.planner.command import STAND_INS, run
 from ds_recipes.planner.find import find_architecture
 from ds_recipes.planner.machine import memory_bytes
 from tests.unit.planner.models import small
@@ -133,7 +134,7 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
 
 
 def settings(folder: Path) -> Config:
-    return read_settings(["--model_name", str(folder)])
+    return load_config(["--model_name", str(folder)], stand_ins=STAND_INS)
 
 
 def write_model(folder: Path, values: dict[str, Any], leave_out: str = "nothing") -> int:

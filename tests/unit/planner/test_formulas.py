@@ -11,11 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ds_recipes.checkpoint import space
 from ds_recipes.checkpoint.retention import Keep
 from ds_recipes.checkpoint.space import Size
+from ds_recipes.config.load import load_config
 from ds_recipes.engine.activations.blocks import segment_numbers
 from ds_recipes.models.flops import count_flops
 from ds_recipes.models.vocabulary import rows_needed
 from ds_recipes.planner import storage
-from ds_recipes.planner.command import read_settings
+from ds_recipes.planner.command import STAND_INS
 from ds_recipes.planner.families import FAMILIES
 from ds_recipes.planner.find import find_architecture
 from ds_recipes.planner.shapes import architecture_of
@@ -57,7 +58,7 @@ def test_as_many_are_kept_as_the_check_before_a_run_says(
     ]
     if best:
         flags += ["--keep_best", str(best), "--validation_data", "data.jsonl"]
-    config = read_settings(flags)
+    config = load_config(flags, stand_ins=STAND_INS)
     expected = space.kept_at_once(Keep(last, every, best), space.Plan(0, steps, interval), [])
     assert storage.kept_at_once(config, steps) == expected
 
@@ -67,7 +68,8 @@ def test_blocks_are_cut_into_the_engines_segments(number: int, tmp_path: Path) -
     ds = tmp_path / "ds.json"
     sections = {"zero_optimization": {"stage": 3}, "activation_checkpointing": {"number_checkpoints": number}}
     ds.write_text(json.dumps(sections))
-    config = read_settings(["--model_config", MODEL, "--ds_config", str(ds), "--activation_checkpointing"])
+    flags = ["--model_config", MODEL, "--ds_config", str(ds), "--activation_checkpointing"]
+    config = load_config(flags, stand_ins=STAND_INS)
     situation, _ = situation_of(config, 1, 8)
     model = find_architecture(config).model
     assert list(situation.segments(model) or ()) == segment_numbers(len(model.blocks), number)
@@ -82,5 +84,5 @@ def test_constants_of_files() -> None:
 @pytest.mark.parametrize("multiple", [None, 64, 1000])
 def test_rows_of_a_padded_vocabulary(multiple: int | None) -> None:
     padding = ["--pad_vocabulary_to", str(multiple)] if multiple else []
-    config = read_settings(["--model_config", MODEL, "--added_tokens", "<a>", "<b>", *padding])
+    config = load_config(["--model_config", MODEL, "--added_tokens", "<a>", "<b>", *padding], stand_ins=STAND_INS)
     assert find_architecture(config).model.vocabulary_size == rows_needed(32_002, 32_000, multiple)

@@ -80,7 +80,7 @@ LINES = [
     (b'{"a": 1}\r', None),
     (b'{"a": "\\ud83c\\udf8c"}', None),
     (b'{"a": "\\\\ud83c"}', None),
-    (b'{"t', "not JSON (Unterminated string starting at at character 2)"),
+    (b'{"t', "not JSON (Unterminated string starting at character 2)"),
     (b"null", "not a JSON object"),
     (b'{"a": "\\ud83c"}', r"holds half of a surrogate pair (\ud83c), which is no character"),
     (b'{"\\uDC00": 1}', r"holds half of a surrogate pair (\udc00), which is no character"),
