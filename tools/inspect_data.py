@@ -146,17 +146,17 @@ def show_row(console: Console, corpus, row: int, tokenizer, title: str) -> None:
     source, index = corpus.find(row)
     at = 0
     for piece in source.pieces(index):
-        runs = runs_of(source.documents, piece)
-        targets = sum(len(ids) for learned, ids in runs if learned)
+        runs = runs_of(tokenizer, source.documents, piece)
+        targets = sum(run.num_tokens for run in runs if run.is_learned)
         whole = source.documents.offsets[piece.document + 1] - source.documents.offsets[piece.document]
         console.print(
             f"[bold yellow]── {title}, positions {at:,} to {at + piece.length - 1:,}: "
             f"{escape(source.documents.where(piece.document))}, its tokens {piece.start:,} to "
             f"{piece.start + piece.length - 1:,} of {whole:,}, {targets:,} of them targets[/bold yellow]"
         )
-        for learned, ids in runs:
-            text = escape(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)))
-            console.print(f"[green]⟦{text}⟧[/green]" if learned else f"[bright_black]{text}[/bright_black]", end="")
+        for run in runs:
+            style, text = ("green", f"⟦{run.text}⟧") if run.is_learned else ("bright_black", run.text)
+            console.print(f"[{style}]{escape(text)}[/{style}]", end="")
         console.print()
         at += piece.length
     if at < source.context_size:

@@ -16,6 +16,7 @@ import xxhash
 from tokenizers import Encoding, Tokenizer
 
 from ds_recipes.data.formats.sample import Parts, Rendered, Sample, Tokens
+from ds_recipes.data.joining import Joining
 from ds_recipes.data.sources.record import Bad, Record
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ NO_TARGET: dict[type, str] = {
     Rendered: "its assistant turns make no tokens, so it has no target. Fill them in or remove it.",
     Tokens: "none of its tokens is a target; the first never is, as nothing comes before it. Fix its mask or remove it.",
 }
+
+TORN_WORD = (
+    "its answer goes on in the middle of a word of its prompt, and the tokenizer begins a new word with each text, so the model "
+    "would learn a space that is not there. End the prompt with white space or punctuation, or remove the record."
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Encoder:
     Text is data: what a record writes as `</s>` becomes the token of that name, as the tokenizer reads any text.
     """
 
-    tokenizer: Tokenizer
+    joining: Joining  # the tokenizer, and how it reads later parts of a text
     begin: tuple[int, ...]  # the BOS token, if the tokenizer puts one before a text
     end: int  # the EOS token
     vocabulary_size: int
@@ -70,7 +76,12 @@ class Encoder:
         # and a byte-level one also takes spaces out of the tokens' offsets, which would hide where a token begins.
         backend |= {"truncation": None, "padding": None, "post_processor": None}
         begin = (tokenizer.bos_token_id,) if adds_bos(tokenizer) else ()
-        return cls(Tokenizer.from_str(json.dumps(backend)), begin, tokenizer.eos_token_id, vocabulary_size)
+        return cls(Joining.of(backend), begin, tokenizer.eos_token_id, vocabulary_size)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """It adds no special tokens."""
+        return self.joining.tokenizer
 
     def encode(self, records: Sequence[Record], samples: Sequence[Sample]) -> Encoded:
         """Tokenise a batch of records; one without a target token, or with a token that the model lacks, is bad."""
@@ -92,10 +103,13 @@ class Encoder:
             if spans and spans[0][0] == 0:  # nothing comes before the first token, so nothing could predict it
                 spans[:1] = [(1, spans[0][1])] if spans[0][1] > 1 else []
             largest = ids.max(initial=0)
+            made_of = samples[number]
             if largest >= self.vocabulary_size:
                 bad[number] = self._beyond(int(largest))
             elif not spans:
-                bad[number] = NO_TARGET[type(samples[number])]
+                bad[number] = NO_TARGET[type(made_of)]
+            elif isinstance(made_of, Parts) and not self._joins(made_of, ids):
+                bad[number] = TORN_WORD
             else:
                 documents[number] = ids, spans
         return self._laid_out(
@@ -116,24 +130,21 @@ class Encoder:
         """Token ids and learned spans of each sample, by its number; those of one kind at once."""
         parts = {number: sample for number, sample in samples.items() if isinstance(sample, Parts)}
         rendered = {number: sample for number, sample in samples.items() if isinstance(sample, Rendered)}
-        encodings = iter(
-            self.tokenizer.encode_batch_fast(
-                [text for sample in parts.values() for text, _ in sample.parts], add_special_tokens=False
-            )
-        )
-        yield from ((number, self._of_parts(sample, encodings)) for number, sample in parts.items())
+        encoded = self.joining.encode_texts([[text for text, _ in sample.parts] for sample in parts.values()])
+        for number, part_ids in zip(parts, encoded, strict=True):
+            yield number, self._of_parts(parts[number], part_ids)
         yield from zip(rendered, self._of_rendered(list(rendered.values())), strict=True)
         for number, sample in samples.items():
             if isinstance(sample, Tokens):
                 edges = np.flatnonzero(np.diff(np.array(sample.target_mask, np.int8), prepend=0, append=0))
                 yield number, (_as_array(sample.ids), [(int(a), int(b)) for a, b in edges.reshape(-1, 2)])
 
-    def _of_parts(self, sample: Parts, encodings: Iterator[Encoding]) -> _Document:
+    def _of_parts(self, sample: Parts, part_ids: Sequence[list[int]]) -> _Document:
         """BOS where the tokenizer adds it, the parts, and EOS, which is learned if the last part is."""
         ids, spans, is_learned = [*self.begin], list[Span](), False
-        for (_, is_learned), encoding in zip(sample.parts, encodings, strict=False):
+        for (_, is_learned), more in zip(sample.parts, part_ids, strict=True):
             start = len(ids)
-            ids += encoding.ids
+            ids += more
             if is_learned:
                 _add(spans, start, len(ids))
         ids.append(self.end)
@@ -145,16 +156,31 @@ class Encoder:
         """The text as one; but if a token lies across the start of a target, cut there, as it is at inference."""
         joint = self.tokenizer.encode_batch([sample.text for sample in samples], add_special_tokens=False)
         whole_spans = [_spans_of(encoding, sample) for encoding, sample in zip(joint, samples, strict=True)]
-        torn = [sample for sample, spans in zip(samples, whole_spans, strict=True) if spans is None]
-        pieces = iter(
-            self.tokenizer.encode_batch([piece for sample in torn for piece in _cut(sample)], add_special_tokens=False)
-        )
         for sample, encoding, spans in zip(samples, joint, whole_spans, strict=True):
-            ids, spans = (encoding.ids, spans) if spans is not None else _joined(sample, pieces)
+            ids, spans = (encoding.ids, spans) if spans is not None else self._of_torn(sample)
             if spans and not sample.ends_itself:
                 ids.append(self.end)
                 _add(spans, len(ids) - 1, len(ids))
             yield _as_array(ids), spans
+
+    def _of_torn(self, sample: Rendered) -> tuple[list[int], list[Span]]:
+        """The tokens of the text before the first target and of the texts from each target's start to the next."""
+        starts, length = [start for start, _ in sample.targets], len(sample.text)
+        ids = list[int](self.tokenizer.encode(sample.text[: starts[0]], add_special_tokens=False).ids)
+        spans = list[Span]()
+        for (start, stop), end in zip(sample.targets, [*starts[1:], length], strict=True):
+            last = ids[-1] if ids else None
+            more, offsets = self.joining.encode_later(sample.text[:start], sample.text[start:end], last)
+            _add(spans, len(ids), len(ids) + bisect_right([b for _, b in offsets], stop - start))
+            ids += more
+        return ids, spans
+
+    def _joins(self, sample: Parts, ids: Ints) -> bool:
+        """False for a word that is cut in two where the tokenizer begins a new one with each text."""
+        if self.joining.is_exact or len(sample.parts) == 1:
+            return True
+        text = "".join(text for text, _ in sample.parts)
+        return self.joining.is_joined(ids[len(self.begin) : -1].tolist(), text)
 
     def _laid_out(
         self, documents: dict[int, _Document], records: Sequence[Record], hashes: dict[int, int], bad: tuple[Bad, ...]
@@ -195,23 +221,6 @@ def _add(spans: list[Span], start: int, stop: int) -> None:
     if spans and spans[-1][1] == start:
         start = spans.pop()[0]
     spans.append((start, stop))
-
-
-def _cut(sample: Rendered) -> Iterator[str]:
-    """The text before the first target, and from each target's start to the next."""
-    starts = [start for start, _ in sample.targets]
-    for start, stop in zip([0, *starts], [*starts, len(sample.text)], strict=True):
-        yield sample.text[start:stop]
-
-
-def _joined(sample: Rendered, pieces: Iterator[Encoding]) -> tuple[list[int], list[Span]]:
-    """The tokens of a text's pieces as `_cut` makes them, and the spans of its targets."""
-    ids, spans = list[int](next(pieces).ids), list[Span]()
-    stops = [start for start, _ in sample.targets[1:]] + [len(sample.text)]
-    for (start, stop), piece_stop, piece in zip(sample.targets, stops, pieces, strict=False):
-        _add(spans, len(ids), len(ids) + _token_at(piece, stop - start, piece_stop - start))
-        ids += piece.ids
-    return ids, spans
 
 
 def _spans_of(encoding: Encoding, sample: Rendered) -> list[Span] | None:

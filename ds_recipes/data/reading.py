@@ -33,6 +33,7 @@ class Reading:
     validation: Corpus | None
     tokenizer_fingerprint: str
     format_fingerprint: str
+    tokens_version: str
     long_documents: str  # what becomes of them: split, truncate, drop or error
 
 
@@ -84,7 +85,12 @@ def read_corpora(
         "validation data", lambda: Corpus(rows, None, config.run.seed, "validation") if rows else None
     )
     return Reading(
-        corpus, held_out_corpus, recipe.tokenizer_fingerprint, record_format.fingerprint, layout.long_documents
+        corpus=corpus,
+        validation=held_out_corpus,
+        tokenizer_fingerprint=recipe.tokenizer_fingerprint,
+        format_fingerprint=record_format.fingerprint,
+        tokens_version=recipe.version_for(record_format),
+        long_documents=layout.long_documents,
     )
 
 

@@ -9,7 +9,6 @@ from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
 from ds_recipes.data.packing import PACKING_VERSION
 from ds_recipes.data.reading import Reading
-from ds_recipes.data.tokens.store import VERSION as TOKENS_VERSION
 
 Identity = Mapping[str, str | Mapping[str, str]]
 """A text for each key of `CHANGES`, or several by name."""
@@ -47,7 +46,7 @@ def identity_of(config: Config, plan: Plan, read: Reading, hf_config: Mapping[st
     return {
         "data": read.corpus.fingerprint,
         "tokenizer": read.tokenizer_fingerprint,
-        "dataset": f"{data.dataset} ({read.format_fingerprint[:12]}, version {TOKENS_VERSION})",
+        "dataset": f"{data.dataset} ({read.format_fingerprint[:12]}, version {read.tokens_version})",
         "mixture": "no weights" if weights is None else " ".join(f"{weight:g}" for weight in weights),
         "validation_split": str(data.validation_split),
         "packing": f"{data.packing} (version {PACKING_VERSION})",

@@ -45,6 +45,7 @@ class AlpacaFormat:
 
     name = "alpaca"
     splits_long = False
+    joins_parts = True
 
     def __init__(self, template: Path | None) -> None:
         with_input, without_input = _read_template(template) if template else (WITH_INPUT, WITHOUT_INPUT)

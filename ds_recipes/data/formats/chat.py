@@ -40,6 +40,7 @@ class ChatFormat:
 
     name = "chat"
     splits_long = False
+    joins_parts = True
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: Path | None, targets: str) -> None:
         self._tokenizer = tokenizer

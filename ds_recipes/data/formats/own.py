@@ -38,6 +38,8 @@ class OwnFormat:
         InputError: the file or the function is missing, or the file cannot be run.
     """
 
+    joins_parts = True
+
     def __init__(self, settings: FormatSettings, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.name = settings.dataset
         named = split_own(self.name)

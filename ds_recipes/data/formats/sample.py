@@ -63,6 +63,9 @@ class Format(Protocol):
     splits_long: bool
     """Unless the user says otherwise: a document longer than a row goes on in the next ones (True), or its end is cut off."""
 
+    joins_parts: bool
+    """Documents can be made of several texts that are tokenised apart."""
+
     def read(self, record: Record) -> Sample | None:
         """What a record means; None leaves it out.
 

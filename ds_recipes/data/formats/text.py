@@ -14,6 +14,7 @@ class TextFormat:
 
     name = "text"
     splits_long = True
+    joins_parts = False
 
     def __init__(self, fields: tuple[str, ...]) -> None:
         self.fields = fields
@@ -36,6 +37,7 @@ class CompletionFormat:
 
     name = "completion"
     splits_long = False
+    joins_parts = True
     fingerprint = fingerprint_of(name)
 
     def read(self, record: Record) -> Parts:

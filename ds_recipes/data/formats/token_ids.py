@@ -17,6 +17,7 @@ class TokensFormat:
 
     name = "tokens"
     splits_long = True
+    joins_parts = False
     fingerprint = fingerprint_of(name)
 
     def read(self, record: Record) -> Tokens:

@@ -35,6 +35,8 @@ from ds_recipes.world.group import World
 VERSION = 1
 """Goes up whenever the same data would give other tokens, or other files."""
 
+EXACT_PARTS = "parts joined exactly"
+
 KEY_DIGITS = 20
 
 
@@ -60,6 +62,12 @@ class Recipe:
     def encoder(self) -> Encoder:
         """The tokenizer without transformers."""
         return Encoder.of(self.tokenizer, self.vocabulary_size)
+
+    def version_for(self, record_format: Format) -> str:
+        """`VERSION`, with what is newer than it and changes the tokens of this tokenizer and format alone."""
+        joining = self.encoder.joining
+        is_changed = record_format.joins_parts and (joining.bare is not None or not joining.is_exact)
+        return f"{VERSION}, {EXACT_PARTS}" if is_changed else str(VERSION)
 
 
 def open_documents(path: DataPath, recipe: Recipe, world: World, say: Callable[[str], None]) -> Documents:
@@ -106,6 +114,7 @@ class _Identity:
             recipe.tokenizer_fingerprint,
             record_format.fingerprint,
             recipe.skip_bad,
+            *([] if recipe.version_for(record_format) == str(VERSION) else [recipe.version_for(record_format)]),
         ]
         more = [VERSION, recipe.vocabulary_size, recipe.streaming]
         return cls(_digest([*content, *more])[:KEY_DIGITS], _digest(content))

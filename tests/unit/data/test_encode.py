@@ -59,9 +59,9 @@ def documents(encoded: Encoded) -> dict[int, tuple[list[int], list[list[int]], i
 
 
 def plainly(
-    sample: Sample, tokenizer: PreTrainedTokenizerFast, begin: list[int]
+    sample: Sample, tokenizer: PreTrainedTokenizerFast, begin: list[int], later: PreTrainedTokenizerFast | None = None
 ) -> tuple[list[int], list[bool]] | None:
-    """Ids and whether each is learned, one token at a time; None if nothing is."""
+    """Ids and whether each is learned, one token at a time; None if nothing is. `later` reads what goes on within a text."""
     ids: list[int] = []
     mask: list[bool] = []
 
@@ -82,7 +82,15 @@ def plainly(
         is_torn = any(begin < start < end for start in starts for begin, end in joint.offset_mapping)
         cuts = [0, *(starts if is_torn else []), len(sample.text)]
         for cut, end in pairwise(cuts):
-            piece = tokenizer(sample.text[cut:end], add_special_tokens=False, return_offsets_mapping=True)
+            goes_on = later is not None and cut > 0 and ids[-1] != tokenizer.eos_token_id
+            read = later if later is not None and goes_on else tokenizer
+            piece = read(sample.text[cut:end], add_special_tokens=False, return_offsets_mapping=True)
+            if goes_on and "</s>" in sample.text[cut:end]:  # behind a special token the tokenizer reads as ever
+                at = sample.text.index("</s>", cut)
+                rest = tokenizer(sample.text[at:end], add_special_tokens=False, return_offsets_mapping=True)
+                piece = read(sample.text[cut:at], add_special_tokens=False, return_offsets_mapping=True)
+                piece["input_ids"] += rest["input_ids"]
+                piece["offset_mapping"] += [(at - cut + a, at - cut + b) for a, b in rest["offset_mapping"]]
             offsets = [(cut + a, cut + b) for a, b in piece.offset_mapping]
             add(piece.input_ids, [any(s <= a and b <= e for s, e in sample.targets) for a, b in offsets])
         if any(mask) and not sample.ends_itself:
@@ -217,13 +225,16 @@ def test_an_encoder_travels_and_forgets_padding_and_truncation() -> None:
     assert documents(encoder.encode(records(samples), samples)) == plain
 
 
-def sentencepiece_like() -> PreTrainedTokenizerFast:
+def sentencepiece_like(puts_prefix: bool = True) -> PreTrainedTokenizerFast:
     """A BPE over words with a mark for the space before them, which it also puts before a text."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    spaces = normalizers.Replace(" ", "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
     trainer = trainers.BpeTrainer(vocab_size=80, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
     tokenizer.train_from_iterator(["the▁quick▁fox", "▁yes▁no", "[INST]▁yes"] * 3, trainer)
     tokenizer.decoder = decoders.Replace("▁", " ")
+    if not puts_prefix:
+        tokenizer.normalizer = spaces
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
@@ -234,15 +245,21 @@ def space_dropping() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
 
 
-@pytest.mark.parametrize("tokenizer", [sentencepiece_like(), space_dropping()], ids=["sentencepiece", "space dropping"])
+@pytest.mark.parametrize(
+    "tokenizer, later",
+    [(sentencepiece_like(), sentencepiece_like(puts_prefix=False)), (space_dropping(), None)],
+    ids=["sentencepiece", "space dropping"],
+)
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
-def test_spans_hold_for_tokenizers_of_other_kinds(tokenizer: PreTrainedTokenizerFast, data: st.DataObject) -> None:
+def test_spans_hold_for_tokenizers_of_other_kinds(
+    tokenizer: PreTrainedTokenizerFast, later: PreTrainedTokenizerFast | None, data: st.DataObject
+) -> None:
     text = data.draw(st.lists(st.sampled_from(["the", " ", "fox", "yes", "\n", "  ", "</s>"]), max_size=8).map("".join))
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=4)))
     sample = Rendered(text, tuple(zip(cuts[::2], cuts[1::2], strict=False)), data.draw(st.booleans()))
     encoded = Encoder.of(tokenizer, 100).encode(records([sample]), [sample])
-    expected = plainly(sample, tokenizer, [])
+    expected = plainly(sample, tokenizer, [], later)
     assert (expected is None) == bool(encoded.bad)
     if expected is not None:
         ids, spans, _ = documents(encoded)[100]

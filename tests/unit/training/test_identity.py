@@ -30,6 +30,7 @@ def identity(monkeypatch: pytest.MonkeyPatch, *flags: str, model: dict[str, Any]
         corpus=SimpleNamespace(fingerprint="data-1", weights=None),
         tokenizer_fingerprint="tokenizer-1",
         format_fingerprint="0123456789abcdef",
+        tokens_version="1",
         long_documents="truncate",
     )
     return identity_of(config, make_plan(config, 2, 600), read, model)

@@ -13,6 +13,7 @@ from ds_recipes.data.formats.sample import FormatSettings
 from ds_recipes.data.tokens import make, share, store
 from ds_recipes.data.tokens.documents import Documents
 from ds_recipes.errors import InputError
+from tests.unit.data.kinds import tokenizer_of
 from tests.unit.data.made import make_tokenizer, write_jsonl
 from tests.unit.data.tokens.stores import (
     check_against_oracle,
@@ -132,6 +133,20 @@ def test_what_decides_the_tokens_decides_the_store(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("dog 0", "dog 9"))
     folders.append(folder_of(path))
     assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("kind, is_other", [("llama 2", True), ("wordpiece", True), ("gemma", False), ("gpt 2", False)])
+def test_stores_of_parts_that_were_joined_with_a_space_are_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_other: bool
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "the ", "completion": "fox", "text": "the fox"}])
+    for dataset, changes in (("completion", is_other), ("text", False)):
+        recipe = make_recipe(tokenizer=tokenizer_of(kind), format=FormatSettings(dataset), vocabulary_size=1 << 10)
+        now = open_alone(path, recipe)
+        with monkeypatch.context() as patched:
+            patched.setattr(store.Recipe, "version_for", lambda *_: str(store.VERSION))
+            before = open_alone(path, recipe)
+        assert (before.folder != now.folder, before.fingerprint != now.fingerprint) == (changes, changes)
 
 
 def test_moved_data_keep_their_store_and_are_named_as_they_are_now(tmp_path: Path) -> None:
