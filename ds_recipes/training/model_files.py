@@ -1,10 +1,13 @@
 """The small files that every checkpoint carries, so that it becomes a Hugging Face model without its origin."""
 
+import json
 import tempfile
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
+from ds_recipes.checkpoint.export.transformers4 import TOKENIZER_CONFIG, TOKENIZER_JSON, portable_tokenizer_config
 from ds_recipes.models.load import ModelSource
 
 
@@ -15,13 +18,49 @@ def model_files(source: ModelSource, skeleton: PreTrainedModel, tokenizer: PreTr
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
         own = None if source.folder is None else source.folder / "generation_config.json"
         if own is not None and own.exists():
             (folder / own.name).write_bytes(own.read_bytes())
         else:
             GenerationConfig.from_model_config(config).save_pretrained(folder)
+        # Several templates go into tokenizer_config.json: every version of transformers reads them there.
+        tokenizer.save_pretrained(folder, save_jinja_files=not isinstance(tokenizer.chat_template, dict))
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
     if source.trust_remote_code and source.folder is not None:
         files |= {path.name: path.read_bytes() for path in sorted(source.folder.glob("*.py"))}
-    return files
+    return _tokenizer_of(tokenizer, source.trust_remote_code) | files | _tokenizer_config(tokenizer, files)
+
+
+def _tokenizer_config(tokenizer: PreTrainedTokenizerBase, files: dict[str, bytes]) -> dict[str, bytes]:
+    """tokenizer_config.json with the class that the tokenizer's own folder names, where transformers keeps to it."""
+    origin = _origin(tokenizer)
+    given = {}
+    if origin is not None and (origin / TOKENIZER_CONFIG).is_file():
+        given = json.loads((origin / TOKENIZER_CONFIG).read_bytes())
+    python_files = [name for name in files if name.endswith(".py")]
+    written, tokens = files[TOKENIZER_CONFIG], files.get(TOKENIZER_JSON)
+    return {TOKENIZER_CONFIG: portable_tokenizer_config(written, tokens, python_files, given.get("tokenizer_class"))}
+
+
+def _tokenizer_of(tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> dict[str, bytes]:
+    """What other programs want of the tokenizer's own folder and transformers does not write: the SentencePiece model."""
+    origin = _origin(tokenizer)
+    patterns = ("*.model", "*.py") if trust_remote_code else ("*.model",)
+    found = [] if origin is None else [path for pattern in patterns for path in sorted(origin.glob(pattern))]
+    return {path.name: path.read_bytes() for path in found}
+
+
+def _origin(tokenizer: PreTrainedTokenizerBase) -> Path | None:
+    """The folder that a tokenizer was read from; of a hub id the one in the cache."""
+    folder = Path(tokenizer.name_or_path)
+    if not tokenizer.name_or_path or folder.is_dir():
+        return folder if tokenizer.name_or_path else None
+    found = cached_file(
+        tokenizer.name_or_path,
+        TOKENIZER_CONFIG,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return None if found is None else Path(found).parent

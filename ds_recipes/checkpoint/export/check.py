@@ -35,11 +35,16 @@ def check_fresh_load(folder: Path, source: Source, dtype: str, wanted: Wanted) -
         "probe": None if source.probe is None else str(source.probe),
         "source": str(source.path),
         "wanted": wanted.to_json(),
+        "tokenizer": str(_folder_of_tokenizer(source)) if source.has_tokenizer else None,
     }
     seen = _load_afresh(request)
     wrong = [f"{kind} {', '.join(seen[kind][:3])}" for kind in ("missing", "unexpected", "mismatched") if seen[kind]]
     if wrong:
         raise CheckpointError(f"transformers finds other tensors in the exported model: {'; '.join(wrong)}")
+    if seen["other_tokens"]:
+        raise CheckpointError(
+            f"the exported tokenizer is not the checkpoint's: it makes other tokens of {seen['other_tokens']}"
+        )
     computed_in = source.trained_in if source.probe is not None else "float32"
     tolerance = max(TOLERANCE[dtype], TOLERANCE[computed_in])
     difference, scale = float(seen["difference"]), float(seen["largest_logit"])
@@ -49,6 +54,11 @@ def check_fresh_load(folder: Path, source: Source, dtype: str, wanted: Wanted) -
             f"{scale:.3g}) from those {'recorded in training' if source.probe is not None else 'of the checkpoint'}"
         )
     return difference
+
+
+def _folder_of_tokenizer(source: Source) -> Path:
+    """Where the tokenizer's files lie: the checkpoint's own folder, or that of --model."""
+    return next(path.parent for name, path in source.files.items() if "/" not in name and "token" in name)
 
 
 def _load_afresh(request: dict[str, Any]) -> dict[str, Any]:

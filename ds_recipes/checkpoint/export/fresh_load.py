@@ -2,10 +2,10 @@
 
     python -P fresh_load.py REQUEST
 
-REQUEST is JSON: `folder`, `dtype`, `trust_remote_code`, and either `probe`, a file with token ids and the logits that the
-training engine computed for them, or `source`, a checkpoint of another program, and `wanted`, how it is read. Run in a
-process of its own with plain transformers: nothing of ds_recipes is imported before the model has computed its logits, so
-what passes here passes on a machine that has never seen it.
+REQUEST is JSON: `folder`, `dtype`, `trust_remote_code`, `tokenizer`, the folder of the original one if there is one, and
+either `probe`, a file with token ids and the logits that the training engine computed for them, or `source`, a checkpoint of
+another program, and `wanted`, how it is read. Run in a process of its own with plain transformers: nothing of ds_recipes is
+imported before the model has computed its logits, so what passes here passes on a machine that has never seen it.
 """
 
 import json
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROBE_TOKENS = 16
+PROBE_TEXTS = ("Hello world", " a  b\n\n\tc 1234.5", "東京で学ぶ。 été 🙂", "<s>[INST] x </s><|im_start|>user\n")
 
 
 def compare(request: dict[str, Any]) -> dict[str, object]:
@@ -26,7 +27,6 @@ def compare(request: dict[str, Any]) -> dict[str, object]:
     model, info = load(
         folder, dtype=getattr(torch, request["dtype"]), output_loading_info=True, trust_remote_code=trust
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     probe = load_file(request["probe"]) if request["probe"] else {"input_ids": _some_ids(model.get_input_embeddings())}
     with torch.inference_mode():
         logits = model.eval()(probe["input_ids"]).logits.float()  # [1, tokens, vocabulary]
@@ -39,9 +39,15 @@ def compare(request: dict[str, Any]) -> dict[str, object]:
         "mismatched": sorted(map(str, info["mismatched_keys"])),
         "difference": float((logits - expected).abs().max()),
         "largest_logit": float(expected.abs().max()),
-        "tokenizer_size": len(tokenizer),
+        "other_tokens": _other_tokens(folder, request["tokenizer"], trust) if request["tokenizer"] else [],
         "parameters": parameters,
     }
+
+
+def _other_tokens(folder: str, original: str, trust: bool) -> list[str]:
+    """The texts of which the exported tokenizer makes other tokens than the original one."""
+    exported, known = (AutoTokenizer.from_pretrained(place, trust_remote_code=trust) for place in (folder, original))
+    return [text for text in PROBE_TEXTS if exported(text).input_ids != known(text).input_ids]
 
 
 def _some_ids(embedding: torch.nn.Module) -> torch.Tensor:

@@ -26,6 +26,7 @@ from ds_recipes.checkpoint.native import (
     with_adapters,
 )
 from ds_recipes.checkpoint.native.write import BESIDE
+from ds_recipes.data.tokenizer import VOCABULARY_FILES
 from ds_recipes.errors import CheckpointError, InputError
 from ds_recipes.models.load import ModelSource, find_model
 from ds_recipes.models.skeleton import build_skeleton, parameter_shapes
@@ -47,7 +48,10 @@ MODEL_FILES = (
     "merges.txt",
     "*.model",
     "*.tiktoken",
+    "tekken.json",
+    "chat_template.json",
     "*.jinja",
+    "additional_chat_templates/*.jinja",
 )
 """Small files that belong to a Hugging Face model, beside config.json."""
 
@@ -71,6 +75,13 @@ class Source:
     state: Mapping[str, Any]
     notes: tuple[str, ...]
     finish: Callable[[], None]
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """False where another program left no tokenizer with its weights, and --model named none."""
+        config = self.files.get("tokenizer_config.json")
+        own_code = config is not None and b'"auto_map"' in read_bytes(config)
+        return own_code or any(Path(name).match(pattern) for name in self.files for pattern in VOCABULARY_FILES)
 
 
 def open_source(path: Path, wanted: Wanted) -> Source:
@@ -139,7 +150,9 @@ def _open_foreign(path: Path, wanted: Wanted) -> Source:
     named = ModelNames(reader, skeleton, path)
     assert found.folder is not None
     patterns = (*MODEL_FILES, "*.py") if wanted.trust_remote_code else MODEL_FILES
-    files = {file.name: file for pattern in patterns for file in sorted(found.folder.glob(pattern))}
+    files = {
+        str(file.relative_to(found.folder)): file for pattern in patterns for file in sorted(found.folder.glob(pattern))
+    }
     trained_in = foreign.trained_in or "float32"
     state = {"step": foreign.step, "base_model": wanted.model}
     kind = "DeepSpeed" if isinstance(foreign, DeepSpeedReader) else "one state_dict"

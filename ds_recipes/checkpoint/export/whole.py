@@ -1,5 +1,6 @@
 """A checkpoint becomes a Hugging Face model: streamed, published in one step, and checked in a fresh process."""
 
+import json
 import secrets
 import time
 from collections.abc import Iterator
@@ -13,6 +14,12 @@ from ds_recipes.checkpoint.export.check import LOAD_SECONDS, check_fresh_load
 from ds_recipes.checkpoint.export.model_card import model_card
 from ds_recipes.checkpoint.export.pieces import plan_pieces
 from ds_recipes.checkpoint.export.sources import CONFIG, Source, open_adapter, open_source
+from ds_recipes.checkpoint.export.transformers4 import (
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    portable_config,
+    portable_tokenizer_config,
+)
 from ds_recipes.checkpoint.export.wanted import Wanted
 from ds_recipes.checkpoint.export.weights import DTYPES, WeightFiles
 from ds_recipes.checkpoint.files import read_bytes
@@ -22,6 +29,11 @@ from ds_recipes.fsops.durable import make_folders, publish, remove_tree, write_f
 
 DEAD_SECONDS = 2 * LOAD_SECONDS
 """Nothing in a folder was written for so long: the export that it belongs to is dead. A load check may take half of that."""
+
+NO_TOKENIZER = (
+    "no tokenizer lies with the checkpoint, so the folder has none: copy the files of the one that was trained with into it, "
+    "or name a folder or hub id that has them with --model"
+)
 
 
 @dataclass(frozen=True)
@@ -66,10 +78,12 @@ def _write_model(partial: Path, checkpoint: Path, wanted: Wanted) -> Done:
     dtype = wanted.dtype or source.trained_in
     pieces = plan_pieces(source.skeleton, {name: source.reader.shape(name) for name in source.reader.names})
     files = WeightFiles(source.reader, dtype, source.skeleton).write_model(partial, pieces, wanted.max_shard_bytes)
-    _write_small_files(partial, source, dtype)
+    note = _write_small_files(partial, source, dtype)
     source.finish()
     difference = check_fresh_load(partial, source, dtype, wanted) if wanted.load_check else None
-    return tuple(files), len(pieces), dtype, difference, source.notes
+    further = (note, None if source.has_tokenizer else NO_TOKENIZER)
+    notes = (*source.notes, *(each for each in further if each is not None))
+    return tuple(files), len(pieces), dtype, difference, notes
 
 
 def _write_adapter(partial: Path, checkpoint: Path, wanted: Wanted) -> Done:
@@ -80,14 +94,23 @@ def _write_adapter(partial: Path, checkpoint: Path, wanted: Wanted) -> Done:
     return (TENSORS,), len(pieces), dtype, None, ()
 
 
-def _write_small_files(folder: Path, source: Source, dtype: str) -> None:
+def _write_small_files(folder: Path, source: Source, dtype: str) -> str | None:
+    """Write config, tokenizer and card; returns what the user should know of the config."""
     config = deepcopy(source.hf_config)
     config.architectures = [type(source.skeleton).__name__]
     config.dtype = DTYPES[dtype]
-    write_file(folder / CONFIG, [config.to_json_string().encode()])
-    for name, path in source.files.items():
-        write_file(folder / name, [read_bytes(path)])
+    files = {name: read_bytes(path) for name, path in source.files.items()}
+    python_files = [name for name in files if name.endswith(".py")]
+    content, note = portable_config(config, python_files)
+    write_file(folder / CONFIG, [(json.dumps(content, indent=2, sort_keys=True) + "\n").encode()])
+    if TOKENIZER_CONFIG in files:
+        written, tokens = files[TOKENIZER_CONFIG], files.get(TOKENIZER_JSON)
+        files[TOKENIZER_CONFIG] = portable_tokenizer_config(written, tokens, python_files)
+    for name, content_of in files.items():
+        make_folders((folder / name).parent)
+        write_file(folder / name, [content_of])
     write_file(folder / "README.md", [model_card(source, dtype).encode()])
+    return note
 
 
 def refuse_target(out: Path) -> None:

@@ -14,7 +14,12 @@ from tests.unit.checkpoint.flat_engine import FlatEngine, save
 
 
 def checkpoint_of(
-    model: PreTrainedModel, folder: Path, files: dict[str, bytes], damage: float = 0.0, **changed: Any
+    model: PreTrainedModel,
+    folder: Path,
+    files: dict[str, bytes],
+    damage: float = 0.0,
+    positions: int = 8,
+    **changed: Any,
 ) -> Path:
     """A checkpoint of a whole model, with the logits that it computes itself."""
     model.config.save_pretrained(folder / "config")
@@ -23,7 +28,7 @@ def checkpoint_of(
     small["config.json"] = json.dumps(
         json.loads(small["config.json"]) | {"architectures": [type(model).__name__]}
     ).encode()
-    input_ids = torch.arange(8)[None]
+    input_ids = (torch.arange(positions) % 50)[None]
     with torch.inference_mode():
         logits = model(input_ids).logits.float() + damage
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -112,7 +112,7 @@ def test_a_model_that_computes_something_else_is_not_published(
 
 def test_a_folder_that_plain_transformers_cannot_load_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not load with plain transformers"):
-        export(checkpoint_of(tiny_model("llama"), tmp_path, {}), tmp_path / "hf")  # there is no tokenizer
+        export(checkpoint_of(tiny_model("llama"), tmp_path, {"tokenizer.json": b"{}"}), tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
 
