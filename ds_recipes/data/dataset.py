@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ds_recipes.data.formats.remarks import lines as remark_lines
 from ds_recipes.data.packing import Packing
 from ds_recipes.data.show import show_row
 from ds_recipes.data.targets import targets_within
@@ -152,7 +153,7 @@ class PackedDataset:
         if self.documents.num_bad:
             lines.append(f"{self.documents.num_bad:,} records cannot be used and were skipped:")
             lines += [f"  {message}" for message in self.documents.first_bad]
-        return [*lines, *self.documents.notes]
+        return [*lines, *remark_lines(self.documents.remarks), *self.documents.notes]
 
     def show(self, index: int, tokenizer: PreTrainedTokenizerBase) -> str:
         """A row as text, with documents' borders and targets marked; see `show_row`."""

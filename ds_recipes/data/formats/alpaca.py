@@ -9,6 +9,7 @@ from typing import Any
 
 from ds_recipes.data.formats.fields import kind, learned, string
 from ds_recipes.data.formats.identity import fingerprint_of
+from ds_recipes.data.formats.remarks import unread
 from ds_recipes.data.formats.sample import Parts
 from ds_recipes.data.sources.record import Record
 from ds_recipes.errors import InputError
@@ -52,13 +53,15 @@ class AlpacaFormat:
         place = f"{template}: 'prompt_input'", f"{template}: 'prompt_no_input'"
         self._with_input = _parse(with_input, place[0])
         self._without_input = _parse(without_input, place[1])
+        pieces = (*self._with_input.pieces, *self._without_input.pieces)
+        self._read = {"input", LEARNED, *(field for _, field in pieces if field is not None)}
         self.fingerprint = fingerprint_of(self.name, with_input, without_input)
 
     def read(self, record: Record) -> Parts:
         context = "" if record.value.get("input") is None else string(record, "input")
         prompt = self._with_input if context else self._without_input
         text = prompt.fill(lambda field: context if field == "input" else string(record, field))
-        return Parts(((text, False), (learned(record, LEARNED), True)))
+        return Parts(((text, False), (learned(record, LEARNED), True)), unread(record.value, self._read))
 
 
 def _read_template(path: Path) -> tuple[str, str]:

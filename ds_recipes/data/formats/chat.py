@@ -1,6 +1,6 @@
 """The `chat` format: a conversation as the model's chat template writes it, of which assistant turns are learned."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ds_recipes.data.formats.conversation import Conversation, Message, read_conversation, with_json_arguments
 from ds_recipes.data.formats.fields import check_string, is_text
 from ds_recipes.data.formats.identity import fingerprint_of
+from ds_recipes.data.formats.remarks import NULLS, UNREAD, Remark
 from ds_recipes.data.formats.sample import Rendered
 from ds_recipes.data.formats.turns import Whole
 from ds_recipes.data.sources.record import Record
@@ -16,6 +17,12 @@ from ds_recipes.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+VERSION = "2"
+"""Goes up when the same record makes other messages. 2: all fields of ShareGPT's, `train` and `loss`, nulls of tables."""
+
+CHECKED = ("role", "content", "tool_calls")
+"""Fields of a message of which others see that the template writes them."""
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 """The names that transformers gives templates where a tokenizer has several."""
@@ -51,6 +58,7 @@ class ChatFormat:
         self._ends = _end_tokens(tokenizer, self._templates)
         self.fingerprint = fingerprint_of(
             self.name,
+            VERSION,
             targets,
             *(part for item in sorted(self._templates.items()) for part in item),
             FIXED_DATE,
@@ -79,7 +87,8 @@ class ChatFormat:
             check_string(text, "the text of the conversation", where)
         targets = whole.ranges(turns)
         text = text[: targets[-1][1]]
-        return Rendered(text, tuple(targets), text.endswith(self._ends))
+        remarks = (*conversation.remarks, *_unread_in(whole), *_nulls_in(record))
+        return Rendered(text, tuple(targets), text.endswith(self._ends), remarks)
 
     def _template_for(self, conversation: Conversation, where: str) -> str:
         name = TOOL_USE if conversation.tools and TOOL_USE in self._templates else DEFAULT
@@ -116,6 +125,32 @@ class ChatFormat:
         except Exception as error:  # a template can fail as any program can, say by adding a number to a string
             raise _refused(where, f"{type(error).__name__}: {error}") from error
         return str(text)
+
+
+def _unread_in(whole: Whole) -> Iterator[Remark]:
+    """Remarks on fields of messages that the text does not depend on. Templates say in many ways what they read."""
+    names = dict.fromkeys(name for message in whole.messages for name in message if name not in CHECKED)
+    if not names:
+        return
+    unread = list(names) if _is_same_without(names, whole) else []
+    if not unread and len(names) > 1:
+        unread = [name for name in names if _is_same_without((name,), whole)]
+    yield from ((UNREAD, f"messages.{name}") for name in unread)
+
+
+def _is_same_without(names: Collection[str], whole: Whole) -> bool:
+    messages = [{name: value for name, value in message.items() if name not in names} for message in whole.messages]
+    try:
+        return whole.render(messages, False) == whole.text
+    except InputError:
+        return False
+
+
+def _nulls_in(record: Record) -> Iterator[Remark]:
+    """Remarks on what was left out of the arguments of calls and of the tools; elsewhere a null says as much as no field."""
+    for field in sorted(record.padding):
+        if ".arguments." in field or field.startswith("tools."):
+            yield NULLS, field
 
 
 def _refused(where: str, reason: str) -> InputError:

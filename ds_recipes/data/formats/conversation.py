@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ds_recipes.data.formats.fields import has, kind
+from ds_recipes.data.formats.remarks import UNREAD, Remark, is_blank, unread
 from ds_recipes.data.sources.record import Record
 from ds_recipes.errors import InputError
 
@@ -19,6 +20,12 @@ SHAREGPT_ROLES = {
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
     "function_call": "assistant",
 }
+MAY_BE_LEARNED = ("weight", "train", "training", "loss", "loss_scale")
+"""Fields of a message that say whether it is learned: OpenAI's, Axolotl's and ms-swift's."""
+
+LEARNED_IN_PART = ("train_detail", "training_detail")
+"""Axolotl's ranges of a turn that are learned."""
+
 FIX = "Fix or remove the record."
 
 
@@ -30,6 +37,7 @@ class Conversation:
     turns: tuple[int, ...]  # the messages that may be learned, from 0
     tools: list[dict[str, Any]] | None
     first_number: int  # of the first message as the record counts them: 0 is a system prompt of the record itself
+    remarks: tuple[Remark, ...]
 
 
 def read_conversation(record: Record) -> Conversation:
@@ -39,25 +47,24 @@ def read_conversation(record: Record) -> Conversation:
         InputError: a field is missing or wrong, a role is unknown, or there is no assistant turn to learn.
     """
     value, where = record.value, record.where
-    name = next((name for name in LISTS if value.get(name) is not None), None)
-    if name is None:
-        raise InputError(
-            f"{where}: the record has no field 'messages' or 'conversations' ({has(value)}). Add it, or set --dataset to "
-            "the format that the file has."
-        )
-    given = value[name]
+    name = _name_of_messages(value, where)
+    given = _json(value[name], f"'{name}'", f"{where}: the record") if isinstance(value[name], str) else value[name]
     if not isinstance(given, list | tuple):
         raise InputError(f"{where}: '{name}' is {kind(given)}, not an array of messages. {FIX}")
-    messages, weights = [], []
+    messages, learned, remarks = [], [], dict.fromkeys(unread(value, (name, "system", "tools")))
     for number, message in enumerate(given, 1):
         place = f"{where}: message {number}"
         if not isinstance(message, dict):
             raise InputError(f"{place} is {kind(message)}, not an object with 'role' and 'content'. {FIX}")
-        messages.append(_sharegpt(message, place) if "from" in message else _openai(message, place))
-        weights.append(_weight(message, place))
-    has_system = _add_system(messages, weights, value, where)
-    turns, tools = _turns(messages, weights, where), _tools(value.get("tools"), f"{where}: the record")
-    return Conversation(messages, turns, tools, 0 if has_system else 1)
+        messages.append(_sharegpt(message, place) if _is_sharegpt(message) else _openai(message, place))
+        learned.append(_is_learned(message, place))
+        if messages[-1]["role"] != "assistant":
+            # Others are not learned, whatever such a field says. A weight of 1 is often written to all.
+            asked = (field for field in MAY_BE_LEARNED if field != "weight" and message.get(field))
+            remarks |= dict.fromkeys((UNREAD, f"{name}.{field} of other turns than the assistant's") for field in asked)
+    has_system = _add_system(messages, learned, value, where)
+    turns, tools = _turns(messages, learned, where), _tools(value.get("tools"), f"{where}: the record")
+    return Conversation(messages, turns, tools, 0 if has_system else 1, tuple(remarks))
 
 
 def with_json_arguments(message: Message) -> Message:
@@ -73,16 +80,33 @@ def with_json_arguments(message: Message) -> Message:
     return message | {"tool_calls": calls}
 
 
-def _turns(messages: list[Message], weights: list[int], where: str) -> tuple[int, ...]:
+def _name_of_messages(value: dict[str, Any], where: str) -> str:
+    """Which of the fields holds the messages. Where sets are joined a record has both, and one of them is null or empty."""
+    present = [name for name in LISTS if value.get(name) is not None]
+    name = next((name for name in present if not is_blank(value[name])), None) or next(iter(present), None)
+    if name is None:
+        raise InputError(
+            f"{where}: the record has no field 'messages' or 'conversations' ({has(value)}). Add it, or set --dataset to "
+            "the format that the file has."
+        )
+    return name
+
+
+def _turns(messages: list[Message], learned: list[bool], where: str) -> tuple[int, ...]:
     assistant = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    turns = tuple(number for number in assistant if weights[number])
+    turns = tuple(number for number in assistant if learned[number])
     if not turns:
-        found = "every assistant turn has a weight of 0" if assistant else "the conversation has no assistant turn"
+        names = ", ".join(MAY_BE_LEARNED)
+        found = (
+            f"every assistant turn is one not to learn, by its {names}"
+            if assistant
+            else "the conversation has no assistant turn"
+        )
         raise InputError(f"{where}: {found}, so the record has no target token. Add one or remove the record.")
     return turns
 
 
-def _add_system(messages: list[Message], weights: list[int], value: dict[str, Any], where: str) -> bool:
+def _add_system(messages: list[Message], learned: list[bool], value: dict[str, Any], where: str) -> bool:
     """Put a system prompt of the record itself before the messages; False if it has none."""
     system = value.get("system")
     if system is None or system == "":
@@ -92,7 +116,7 @@ def _add_system(messages: list[Message], weights: list[int], value: dict[str, An
     if messages and messages[0]["role"] == "system":
         raise InputError(f"{where}: the record has 'system' and begins with a system message too. Keep one of them.")
     messages.insert(0, {"role": "system", "content": system})
-    weights.insert(0, 0)
+    learned.insert(0, False)
     return True
 
 
@@ -102,7 +126,7 @@ def _openai(message: Message, place: str) -> Message:
         raise InputError(f"{place} has no field 'role' ({has(message)}). {FIX}")
     if role not in ROLES:
         raise InputError(f"{place} has the role {role!r:.60}, which is none of {', '.join(ROLES)}. {FIX}")
-    read = {name: value for name, value in message.items() if value is not None and name != "weight"}
+    read = {name: value for name, value in message.items() if value is not None and name not in MAY_BE_LEARNED}
     calls = [_tool_call(call, place) for call in _list(read.pop("tool_calls", []), "'tool_calls'", place)]
     if calls:
         read["tool_calls"] = calls
@@ -110,20 +134,33 @@ def _openai(message: Message, place: str) -> Message:
     return _checked(read, place)
 
 
+def _is_sharegpt(message: Message) -> bool:
+    """True for {"from", "value"}, also where a set that was joined with others has an empty role and content beside them."""
+    return message.get("from") is not None and (message.get("value") is not None or message.get("role") is None)
+
+
 def _sharegpt(message: Message, place: str) -> Message:
+    """The message in OpenAI's words, its other fields as they are."""
     sender = message["from"]
     role = SHAREGPT_ROLES.get(sender.lower()) if isinstance(sender, str) else None
     if role is None:
         raise InputError(f"{place} is from {sender!r:.60}, which is none of {', '.join(SHAREGPT_ROLES)}. {FIX}")
     value = message.get("value")
-    if not isinstance(value, str):
+    if not isinstance(value, str) and not (value is None and message.get("tool_calls")):
         found = f"no field 'value' ({has(message)})" if "value" not in message else f"as 'value' {kind(value)}"
         raise InputError(f"{place} has {found}; it must be a string. {FIX}")
-    if sender.lower() != "function_call":
-        return _checked({"role": role, "content": value}, place)
-    called = _json(value, "'value' of a function_call", place)
-    calls = [_tool_call(call, place) for call in (called if isinstance(called, list) else [called])]
-    return _checked({"role": role, "content": "", "tool_calls": calls}, place)
+    is_call = sender.lower() == "function_call"
+    same: dict[str, tuple[Any, ...]] = {"role": (None, role, sender), "content": (None, "", value)}
+    same |= {"tool_calls": (None, [])} if is_call else {}
+    twice = next((name for name, values in same.items() if message.get(name) not in values), None)
+    if twice is not None:
+        raise InputError(f"{place} has 'from' and 'value', and something else as '{twice}'. Keep one of them. {FIX}")
+    others = {name: given for name, given in message.items() if name not in ("from", "value", "role", "content")}
+    if not is_call:
+        return _openai({"role": role, "content": value} | others, place)
+    called = _json(str(value), "'value' of a function_call", place)
+    calls = called if isinstance(called, list) else [called]
+    return _openai({"role": role, "content": None} | others | {"tool_calls": calls}, place)
 
 
 def _checked(message: Message, place: str) -> Message:
@@ -165,25 +202,28 @@ def _tool_call(call: object, place: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InputError(f"{place} has a tool call that is no object with a function's 'name' and 'arguments'. {FIX}")
-    arguments = function.get("arguments")
+    given = "arguments" if function.get("arguments") is not None else "parameters"  # as Llama 3 writes its calls
+    arguments = function.get(given)
     if isinstance(arguments, str):
-        arguments = _json(arguments, "'arguments' of a tool call", place) if arguments.strip() else {}
+        arguments = _json(arguments, f"'{given}' of a tool call", place) if arguments.strip() else {}
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
-        raise InputError(f"{place} has a tool call whose 'arguments' are {kind(arguments)}, not an object. {FIX}")
-    others = {
-        name: value for name, value in call.items() if name not in ("function", "arguments") and value is not None
-    }
-    if function is call:
-        return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return {"type": "function"} | others | {"function": function | {"arguments": arguments}}
+        raise InputError(f"{place} has a tool call whose '{given}' are {kind(arguments)}, not an object. {FIX}")
+    inner = {name: value for name, value in function.items() if name != given} | {"arguments": arguments}
+    if function is call:  # {"name", "arguments"} alone
+        inner, outer = {name: inner[name] for name in ("name", "arguments")}, inner
+    else:
+        outer = call
+    others = {name: value for name, value in outer.items() if name not in ("function", *inner) and value is not None}
+    return {"type": "function"} | others | {"function": inner}
 
 
 def _tools(tools: object, place: str) -> list[dict[str, Any]] | None:
-    if isinstance(tools, str):
-        tools = _json(tools, "'tools'", place) if tools.strip() else None
-    listed = _list(tools, "'tools'", place)
+    listed = [
+        _json(tool, "a tool in 'tools'", place) if isinstance(tool, str) else tool
+        for tool in _list(tools, "'tools'", place)
+    ]
     wrong = next((tool for tool in listed if not isinstance(tool, dict)), None)
     if wrong is not None:
         raise InputError(f"{place} has {kind(wrong)} in 'tools', not only objects that describe a tool. {FIX}")
@@ -191,6 +231,9 @@ def _tools(tools: object, place: str) -> list[dict[str, Any]] | None:
 
 
 def _list(value: object, name: str, place: str) -> list[Any]:
+    """An array, or its JSON, as tables keep it."""
+    if isinstance(value, str):
+        value = _json(value, name, place) if value.strip() else None
     if value is None:
         return []
     if not isinstance(value, list | tuple):
@@ -206,9 +249,18 @@ def _json(text: str, name: str, place: str) -> Any:
         raise InputError(f"{place} has {name} that is not JSON ({reason}: {text!r:.60}). {FIX}") from error
 
 
-def _weight(message: Message, place: str) -> int:
-    """OpenAI's `weight`: an assistant turn with 0 is read and not learned."""
-    weight = message.get("weight")
-    if weight is not None and weight not in (0, 1):
-        raise InputError(f"{place} has the weight {weight!r:.60}; it must be 0 (not learned) or 1. {FIX}")
-    return 1 if weight is None else int(weight)
+def _is_learned(message: Message, place: str) -> bool:
+    """False for a turn that is read only: one of its fields is 0 or false."""
+    for name in MAY_BE_LEARNED:
+        if message.get(name) is not None and message[name] not in (0, 1):
+            raise InputError(
+                f"{place} has the {name} {message[name]!r:.60}; it must be 0 (not learned) or 1. Turns cannot count for more "
+                f"or less than others. {FIX}"
+            )
+    for name in LEARNED_IN_PART:
+        if message.get(name):
+            raise InputError(
+                f"{place} has '{name}', but a turn is learned as a whole or not at all. Set 'train' of the turn, and leave "
+                f"'{name}' out."
+            )
+    return all(message.get(name) in (None, 1) for name in MAY_BE_LEARNED)

@@ -14,6 +14,7 @@ from ds_recipes.config.own_function import check_own, split_own
 from ds_recipes.data.formats.chat import ChatFormat
 from ds_recipes.data.formats.fields import check_string, has, kind
 from ds_recipes.data.formats.identity import fingerprint_of
+from ds_recipes.data.formats.remarks import NULLS
 from ds_recipes.data.formats.sample import Format, FormatSettings, Parts, Sample
 from ds_recipes.data.formats.text import CompletionFormat, TextFormat
 from ds_recipes.data.formats.token_ids import TokensFormat
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Function = Callable[..., Any]
+
+VERSION = "2"
+"""Goes up when a function is given other records. 2: without the nulls that tables put into structs."""
 
 MAY_RETURN = (
     "a string, None to leave the record out, or a dictionary with 'text', with 'prompt' and 'completion', with 'messages', "
@@ -60,7 +64,7 @@ class OwnFormat:
         # Messages are written with the tokenizer's template, which the tokenizer's own fingerprint does not cover.
         has_template = settings.chat_template is not None or bool(tokenizer.chat_template)
         chat = self._format("chat").fingerprint if has_template else ""
-        self.fingerprint = fingerprint_of("own", function_name, content, chat)
+        self.fingerprint = fingerprint_of("own", VERSION, function_name, content, chat)
         # A function that says that it returns text is taken for pretraining; other documents lose their end.
         self.splits_long = inspect.signature(self._function).return_annotation in (str, "str", str | None, "str | None")
 
@@ -75,6 +79,7 @@ class OwnFormat:
             ) from error
         if value is None:
             return None
+        nulls = tuple((NULLS, field) for field in sorted(record.padding))
         if isinstance(value, str):
             text = check_string(value, f"what {self.name} returned", record.where)
             if not text:
@@ -82,13 +87,14 @@ class OwnFormat:
                     f"{record.where}: {self.name} returned an empty string, so the record has no target token. "
                     "Return None to leave a record out."
                 )
-            return Parts(((text, True),))
+            return Parts(((text, True),), nulls)
         if not isinstance(value, Mapping):
             raise InputError(f"{record.where}: {self.name} returned {kind(value)}; it may return {MAY_RETURN}.")
         returned = {str(name): _plain(part) for name, part in value.items()}
-        return self._read_as(dataclasses.replace(record, value=returned), record.where)
+        sample = self._read_as(dataclasses.replace(record, value=returned, padding=frozenset()), record.where)
+        return dataclasses.replace(sample, remarks=(*sample.remarks, *nulls))
 
-    def _read_as(self, record: Record, where: str) -> Sample | None:
+    def _read_as(self, record: Record, where: str) -> Sample:
         forms = {
             "messages": "chat",
             "conversations": "chat",
@@ -104,10 +110,12 @@ class OwnFormat:
             )
         chosen = self._format(name)
         try:
-            return chosen.read(record)
+            sample = chosen.read(record)
         except InputError as error:
             reason = str(error).removeprefix(f"{where}: ")
             raise InputError(f"{where}: in what {self.name} returned: {reason}") from error
+        assert sample is not None, "only functions leave records out"
+        return sample
 
     def _format(self, name: str) -> Format:
         """How a form of what is returned is read. Chat is made when it is first needed: it may lack a template."""

@@ -1,9 +1,13 @@
-"""What a record means: which tokens the model learns to write, and which it only reads."""
+"""What a record means: which tokens the model learns to write, and which it only reads.
+
+`remarks` are what a user should be told of the record.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from ds_recipes.data.formats.remarks import Remark
 from ds_recipes.data.sources.record import Record
 
 
@@ -16,6 +20,7 @@ class Parts:
     """
 
     parts: tuple[tuple[str, bool], ...]
+    remarks: tuple[Remark, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Rendered:
     text: str
     targets: tuple[tuple[int, int], ...]
     ends_itself: bool
+    remarks: tuple[Remark, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Tokens:
 
     ids: Sequence[int]
     target_mask: Sequence[bool]
+    remarks: tuple[Remark, ...] = field(default=(), compare=False)
 
 
 Sample = Parts | Rendered | Tokens

@@ -2,6 +2,7 @@
 
 from ds_recipes.data.formats.fields import learned, string
 from ds_recipes.data.formats.identity import fingerprint_of
+from ds_recipes.data.formats.remarks import unread
 from ds_recipes.data.formats.sample import Parts
 from ds_recipes.data.sources.record import Record
 from ds_recipes.errors import InputError
@@ -22,14 +23,14 @@ class TextFormat:
 
     def read(self, record: Record) -> Parts:
         if len(self.fields) == 1:
-            return Parts(((learned(record, self.fields[0]), True),))
+            return Parts(((learned(record, self.fields[0]), True),), unread(record.value, self.fields))
         texts = [text for field in self.fields if (text := _text_or_nothing(record, field))]
         if not texts:
             raise InputError(
                 f"{record.where}: {' and '.join(repr(field) for field in self.fields)} are all empty, so the record has "
                 "no target token. Fill one in or remove the record."
             )
-        return Parts(((BETWEEN_FIELDS.join(texts), True),))
+        return Parts(((BETWEEN_FIELDS.join(texts), True),), unread(record.value, self.fields))
 
 
 class CompletionFormat:
@@ -42,7 +43,7 @@ class CompletionFormat:
 
     def read(self, record: Record) -> Parts:
         prompt, completion = string(record, "prompt"), learned(record, "completion")
-        return Parts(((prompt, False), (completion, True)))
+        return Parts(((prompt, False), (completion, True)), unread(record.value, ("prompt", "completion")))
 
 
 def _text_or_nothing(record: Record, field: str) -> str:

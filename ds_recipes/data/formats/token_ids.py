@@ -4,10 +4,12 @@ from typing import Any
 
 from ds_recipes.data.formats.fields import has, kind
 from ds_recipes.data.formats.identity import fingerprint_of
+from ds_recipes.data.formats.remarks import unread
 from ds_recipes.data.formats.sample import Tokens
 from ds_recipes.data.sources.record import Record
 from ds_recipes.errors import InputError
 
+FIELDS = ("input_ids", "labels", "target_mask", "attention_mask")
 NOT_LEARNED = -100
 """The label of a token that is no target, as Hugging Face models read it."""
 
@@ -41,7 +43,7 @@ class TokensFormat:
                 f"{where}: 'attention_mask' has zeros: the record is padded. Remove the padding; rows are padded, or "
                 "packed, later."
             )
-        return Tokens(ids, _target_mask(ids, value, where))
+        return Tokens(ids, _target_mask(ids, value, where), unread(value, FIELDS))
 
 
 def _target_mask(ids: list[int], value: dict[str, Any], where: str) -> list[bool]:

@@ -1,6 +1,6 @@
 """Rows of Arrow tables as records. Parquet files and data sets of `datasets` both come through here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ds_recipes.data.index.raw import MAX_RECORD_BYTES
@@ -17,26 +17,33 @@ BATCH_BYTES = 1 << 25
 BATCH_ROWS = 1024
 FIX = "Fix or remove the row."
 
+_Read = Callable[[Any, set[str]], Any]
+"""From a value that is not null to JSON's; adds the fields that it leaves out to the set."""
+
 
 def records_of(source: str, entry: int, table: "pyarrow.Table") -> Iterator[Record | Bad]:
     """Each row of a table whose first row is `entry` of the source.
 
-    Arrow checks neither its offsets nor its UTF-8 when it reads a file, so each table is validated first.
+    Arrow checks neither its offsets nor its UTF-8 when it reads a file, so each table is validated first. Columns are fields of
+    a record whatever they hold; within them a row is as JSON Lines would have it, see `_reader`.
     """
     rows = _rows(table) if table.nbytes <= BATCH_BYTES else None
-    json_columns = {
-        name: kind for name, kind in zip(table.column_names, table.schema.types, strict=True) if _has_json(kind)
+    readers = {
+        name: read
+        for name, kind in zip(table.column_names, table.schema.types, strict=True)
+        if (read := _reader(kind, name)) is not None
     }
     for row in range(len(table)):
-        number = entry + row
+        number, padding = entry + row, set[str]()
         try:
             value = rows[row] if rows is not None else _row(table.slice(row, 1))
-            for name, kind in json_columns.items():
-                value[name] = _from_json(kind, value[name], name)
+            for name, read in readers.items():
+                if value[name] is not None:
+                    value[name] = read(value[name], padding)
         except NotARecord as problem:
             yield Bad(number, f"{source}:{number + 1}: {problem.found} {problem.advice}")
         else:
-            yield Record(source, number + 1, number, value)
+            yield Record(source, number + 1, number, value, frozenset(padding))
 
 
 def batch_rows(num_rows: int, num_bytes: int) -> int:
@@ -72,22 +79,67 @@ def _row(row: "pyarrow.Table") -> dict[str, Any]:
     return value
 
 
-def _has_json(kind: "pyarrow.DataType") -> bool:
-    from pyarrow import JsonType
+def _reader(kind: "pyarrow.DataType", place: str) -> _Read | None:
+    """How to turn Python values of an Arrow type into those that JSON Lines would give; None if they are so already.
 
-    return isinstance(kind, JsonType) or any(_has_json(kind.field(i).type) for i in range(kind.num_fields))
+    JSON texts are parsed, as `datasets` keeps objects whose fields differ. A struct has the fields of all rows, null where
+    a row has none: those are left out. A field whose type is null has no value in any row, so somebody wrote its nulls: they
+    stay, unless the struct lacks other fields in this row, which makes it likely that it lacks this one too.
+    """
+    from pyarrow import BaseExtensionType, JsonType, types
 
-
-def _from_json(kind: "pyarrow.DataType", value: Any, name: str) -> Any:
-    """`value` of a column, with the JSON texts in it parsed: so `datasets` keeps objects whose fields differ."""
-    from pyarrow import JsonType, types
-
-    if value is None or not _has_json(kind):
-        return value
     if isinstance(kind, JsonType):
-        return parse_value(value.encode("utf-8"), f"column {quoted(name)}", FIX)
+        return lambda value, _: parse_value(value.encode("utf-8"), f"column {quoted(place)}", FIX)
+    if isinstance(kind, BaseExtensionType):
+        return _reader(kind.storage_type, place)
+    if types.is_dictionary(kind):
+        return _reader(kind.value_type, place)
     if types.is_struct(kind):
-        return {field.name: _from_json(field.type, value[field.name], name) for field in kind}
+        return _reader_of_structs(kind, place)
     if types.is_map(kind):
-        return [(key, _from_json(kind.item_type, item, name)) for key, item in value]
-    return [_from_json(kind.value_type, item, name) for item in value]
+        return _reader_of_maps(kind, place)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list_view(kind):
+        return _reader_of_lists(kind, place)
+    return None
+
+
+def _reader_of_lists(kind: "pyarrow.ListType", place: str) -> _Read | None:
+    read = _reader(kind.value_type, place)
+    if read is None:
+        return None
+    return lambda items, padding: [item if item is None else read(item, padding) for item in items]
+
+
+def _reader_of_structs(kind: "pyarrow.StructType", place: str) -> _Read:
+    from pyarrow import types
+
+    typed = [field.name for field in kind if not types.is_null(field.type)]
+    places = {field.name: f"{place}.{field.name}" for field in kind}
+    readers = {field.name: reader for field in kind if (reader := _reader(field.type, places[field.name]))}
+
+    def read(struct: dict[str, Any], padding: set[str]) -> dict[str, Any]:
+        missing: set[str] = set()
+        if any(struct[name] is None for name in typed):
+            missing = {name for name, value in struct.items() if value is None}
+            padding.update(map(places.__getitem__, missing))
+        return {
+            name: readers[name](value, padding) if name in readers and value is not None else value
+            for name, value in struct.items()
+            if name not in missing
+        }
+
+    return read
+
+
+def _reader_of_maps(kind: "pyarrow.MapType", place: str) -> _Read:
+    """A map with texts as keys is JSON's object; it has the keys of its own row alone."""
+    from pyarrow import types
+
+    read_item = _reader(kind.item_type, place)
+
+    def read(pairs: list[tuple[Any, Any]], padding: set[str]) -> list[tuple[Any, Any]]:
+        return [(key, item if item is None or read_item is None else read_item(item, padding)) for key, item in pairs]
+
+    if types.is_string(kind.key_type) or types.is_large_string(kind.key_type):
+        return lambda pairs, padding: dict(read(pairs, padding))
+    return read

@@ -14,6 +14,8 @@ class Record:
     line: int
     entry: int
     value: dict[str, Any]
+    padding: frozenset[str] = frozenset()
+    """Fields of structs that were left out of `value`: null in this row of a table and set in others, `tools.description`."""
 
     @property
     def where(self) -> str:

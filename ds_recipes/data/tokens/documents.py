@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ds_recipes.data.array_files import map_array
+from ds_recipes.data.formats.remarks import Counts
 from ds_recipes.data.tokens.files import OpenFiles
 from ds_recipes.data.tokens.ids import Ids
 
@@ -45,6 +46,7 @@ class Origin:
     first_bad: tuple[str, ...]  # the first ten messages
     num_left_out: int
     notes: tuple[str, ...]
+    remarks: Counts
 
 
 class Documents:
@@ -59,7 +61,7 @@ class Documents:
         self.fingerprint = origin.fingerprint
         self.num_bad, self.first_bad = origin.num_bad, origin.first_bad
         self.num_left_out = origin.num_left_out
-        self.notes = origin.notes
+        self.notes, self.remarks = origin.notes, origin.remarks
         self.files = tuple((file.name, file.fingerprint) for file in opened.files)
         self.offsets = table.offsets
         self.span_offsets = table.span_offsets

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ds_recipes.data.array_files import INT64, ArrayFile, array_bytes, map_array
+from ds_recipes.data.formats.remarks import joined
 from ds_recipes.data.published import publishing
 from ds_recipes.data.tokens.parts import MOST_BAD_SHOWN, SPAN, Part, PartFacts, part_folder, read_facts
 from ds_recipes.data.tokens.summary import Summary, read_summary, write_summary
@@ -131,6 +132,7 @@ def _summary(parts: Sequence[Part], facts: Sequence[PartFacts], table_sizes: dic
         first_bad=tuple(bad for fact in facts for bad in fact.first_bad)[:MOST_BAD_SHOWN],
         parts=tuple((sum(fact.documents), fact.tokens) for fact in facts),
         sizes={f"documents/{name}": size for name, size in table_sizes.items()} | ids,
+        remarks=joined(fact.remarks for fact in facts),
     )
 
 

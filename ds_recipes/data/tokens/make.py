@@ -4,6 +4,7 @@ Nothing here imports torch or transformers: a worker process must start quickly 
 """
 
 import errno
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from ds_recipes.data.array_files import ArrayFile
 from ds_recipes.data.encode import Encoded, Encoder
 from ds_recipes.data.formats.choose import make_format
+from ds_recipes.data.formats.remarks import Remark, counted
 from ds_recipes.data.formats.sample import Format, FormatSettings, Parts, Rendered, Sample
 from ds_recipes.data.published import publishing
 from ds_recipes.data.sources.record import Bad, Record, Source
@@ -68,6 +70,7 @@ class _Batch:
     samples: list[Sample] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
     num_left_out: int = 0
+    remarks: Counter[Remark] = field(default_factory=Counter)
     characters: int = 0
 
     @property
@@ -117,27 +120,34 @@ class PartMaker:
             for piece in part.slices:
                 writer.begin_slice()
                 name = self._task.files[piece.file].name
-                for encoded, bad, num_left_out in self._encoded(piece, go_on):
+                for encoded, bad, num_left_out, remarks in self._encoded(piece, go_on):
                     if bad and not self._task.skip_bad:
                         raise InputError(bad[0].message)
                     writer.add(encoded)
-                    writer.add_others(piece.file, name, bad, num_left_out)
+                    writer.add_others(piece.file, name, bad, num_left_out, remarks)
                     if not go_on():
                         raise Stopped
         facts = writer.facts()
         write_facts(folder, part, facts)
         return facts
 
-    def _encoded(self, piece: Slice, go_on: Callable[[], bool]) -> Iterator[tuple[Encoded, list[Bad], int]]:
-        """Documents of a slice, batch by batch; entries that cannot be used, in order; how many were left out."""
+    def _encoded(
+        self, piece: Slice, go_on: Callable[[], bool]
+    ) -> Iterator[tuple[Encoded, list[Bad], int, Counter[Remark]]]:
+        """Documents of a slice, batch by batch; entries that cannot be used, in order; how many were left out; remarks."""
         task = self._task
         if self._format is None:
             for encoded, bad in self._files.token_file(piece.file).read(piece.start, piece.stop, task.vocabulary_size):
-                yield encoded, bad, 0
+                yield encoded, bad, 0, Counter()
             return
         for batch in read_batches(self._files.source(piece.file), piece, self._format, task.skip_bad, go_on):
             encoded = task.encoder.encode(batch.records, batch.samples)
-            yield encoded, sorted([*batch.bad, *encoded.bad], key=lambda one: one.entry), batch.num_left_out
+            yield (
+                encoded,
+                sorted([*batch.bad, *encoded.bad], key=lambda one: one.entry),
+                batch.num_left_out,
+                batch.remarks,
+            )
 
 
 def read_batches(
@@ -166,6 +176,7 @@ def read_batches(
             assert isinstance(record, Record)
             batch.records.append(record)
             batch.samples.append(sample)
+            batch.remarks.update(sample.remarks)
             batch.characters += _characters(sample)
         if batch.is_full:
             yield batch
@@ -199,6 +210,7 @@ class PartWriter:
         self._documents: list[int] = []  # of each slice
         self._tokens = self._num_bad = self._num_left_out = 0
         self._first_bad: list[tuple[int, str]] = []
+        self._remarks: Counter[Remark] = Counter()
 
     def begin_slice(self) -> None:
         """What is added from now on belongs to the next slice."""
@@ -216,8 +228,9 @@ class PartWriter:
         self._documents[-1] += len(table)
         self._tokens += int(encoded.lengths.sum())
 
-    def add_others(self, file: int, name: str, bad: list[Bad], num_left_out: int) -> None:
-        """Count records that become no document; the first messages are kept, without the file's present name."""
+    def add_others(self, file: int, name: str, bad: list[Bad], num_left_out: int, remarks: Counter[Remark]) -> None:
+        """Count remarks, and records that become no document: the first messages, without the file's present name."""
+        self._remarks.update(remarks)
         self._num_bad += len(bad)
         self._num_left_out += num_left_out
         for one in bad[: MOST_BAD_SHOWN - len(self._first_bad)]:
@@ -234,6 +247,7 @@ class PartWriter:
             num_left_out=self._num_left_out,
             first_bad=tuple(self._first_bad),
             sizes={name: (self._folder / name).stat().st_size for name in self._files},
+            remarks=counted(self._remarks),
         )
 
     def __enter__(self) -> "PartWriter":

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ds_recipes.data.formats.remarks import Counts
 from ds_recipes.data.index.raw import compression_of
 from ds_recipes.data.tokens.files import DataFile, OpenFiles
 
@@ -69,6 +70,8 @@ class PartFacts:
     """The first messages: the file's number, whose name is left out at the message's start; or -1 and all of it."""
     sizes: dict[str, int]
     """Bytes of each array file."""
+    remarks: Counts = ()
+    """On the records that are used."""
 
 
 def plan_parts(files: Sequence[DataFile]) -> tuple[Part, ...]:
@@ -124,8 +127,8 @@ def read_facts(folder: Path, part: Part) -> PartFacts | None:
     try:
         content: dict[str, Any] = json.loads((folder / PART_JSON).read_text(encoding="utf-8"))
         slices = tuple(Slice(**piece) for piece in content.pop("slices"))
-        for name in ("documents", "first_bad"):
-            content[name] = tuple(tuple(item) if isinstance(item, list) else item for item in content[name])
+        for name in ("documents", "first_bad", "remarks"):
+            content[name] = tuple(tuple(item) if isinstance(item, list) else item for item in content.get(name, ()))
         facts = PartFacts(**content)
         is_whole = slices == part.slices and all(
             (folder / name).stat().st_size == size for name, size in facts.sizes.items()

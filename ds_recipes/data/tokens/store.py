@@ -178,7 +178,9 @@ def _open(
     opened = OpenFiles(files)
     ids = _ids(folder, opened, table, summary, recipe, record_format)
     notes = tuple(note for file in files for note in file.notes)
-    origin = Origin(name, identity.fingerprint, summary.num_bad, first_bad, summary.num_left_out, notes)
+    origin = Origin(
+        name, identity.fingerprint, summary.num_bad, first_bad, summary.num_left_out, notes, summary.remarks
+    )
     return Documents(folder, origin, opened, table, ids)
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_recipes.data.formats.remarks import Counts
 from ds_recipes.data.published import replacing
 
 STORE_JSON = "store.json"
@@ -21,6 +22,7 @@ class Summary:
     first_bad: tuple[tuple[int, str], ...]  # see PartFacts
     parts: tuple[tuple[int, int], ...]  # documents and tokens of each
     sizes: dict[str, int]  # bytes of each file that is read from a whole store
+    remarks: Counts = ()  # on the records that are used
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
@@ -33,8 +35,8 @@ def read_summary(folder: Path) -> Summary | None:
     """What store.json says, if it is there and can be read."""
     try:
         content: dict[str, Any] = json.loads((folder / STORE_JSON).read_text(encoding="utf-8"))
-        for name in ("first_bad", "parts"):
-            content[name] = tuple(tuple(item) for item in content[name])
+        for name in ("first_bad", "parts", "remarks"):
+            content[name] = tuple(tuple(item) for item in content.get(name, ()))
         return Summary(**content)
     except (OSError, ValueError, TypeError, KeyError):
         return None

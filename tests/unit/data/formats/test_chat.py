@@ -102,6 +102,124 @@ def test_weight_0_and_the_last_turn() -> None:
 
 CALL = {"name": "add", "arguments": {"x": "日本", "n": [1]}}
 RESULT = {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "add"}
+THINK_TEMPLATE = """\
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
+{%- if m.thinking %}{{ '<think>' + m.thinking + '</think>' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+DUMP_TEMPLATE = "{% for m in messages %}{{ m | tojson }}<|im_end|>{% endfor %}"
+GREETING = {"from": "human", "value": "q"}
+
+
+def thinking(value: dict[str, Any], **settings: Any) -> Rendered:
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", THINK_TEMPLATE)
+    sample = read(value, "chat", tokenizer, **settings)
+    assert isinstance(sample, Rendered)
+    return sample
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"role": "assistant", "content": "yes", "thinking": "t"},
+        {"from": "gpt", "value": "yes", "thinking": "t"},
+        {"from": None, "value": None, "role": "assistant", "content": "yes", "thinking": "t"},
+        {"from": "gpt", "value": "yes", "role": None, "content": None, "thinking": "t"},
+        {"from": "gpt", "value": "yes", "role": "assistant", "content": "yes", "thinking": "t"},
+        {"from": "gpt", "value": "yes", "role": "", "content": "", "thinking": "t"} | {"role": None},
+        {"from": "a table", "value": None, "role": "assistant", "content": "yes", "thinking": "t"},
+    ],
+)
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_every_field_of_a_message_reaches_the_template(answer: dict[str, Any], name: str, as_text: bool) -> None:
+    turns: Any = [GREETING, answer]
+    sample = thinking({name: json.dumps(turns) if as_text else turns})
+    assert marked(sample) == CHATML_TEXT.replace("⟦", "⟦<think>t</think>")
+
+
+@pytest.mark.parametrize("other", [None, [], "", ()])
+def test_an_empty_list_of_messages_gives_way_to_the_other_one(other: Any) -> None:
+    assert chat({"messages": other, "conversations": [USER, ANSWER]}) == CHATML_TEXT
+    assert chat({"messages": [USER, ANSWER], "conversations": other}) == CHATML_TEXT
+
+
+def test_sharegpt_may_call_tools_as_openai_does() -> None:
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", TOOLS_TEMPLATE)
+    texts = {
+        marked(read({"conversations": [GREETING, turn]}, "chat", tokenizer))
+        for turn in (
+            {"from": "function_call", "value": json.dumps(CALL)},
+            {"from": "gpt", "value": None, "tool_calls": [CALL]},
+            {"from": "gpt", "value": "", "tool_calls": json.dumps([{"function": CALL}])},
+            {"from": "gpt", "tool_calls": [{"function": {"name": "add", "parameters": CALL["arguments"]}}]},
+        )
+    }
+    (text,) = texts
+    assert text.endswith('⟦<call>{"name": "add", "arguments": {"x": "日本", "n": [1]}}</call><|im_end|>⟧')
+
+
+def test_the_id_of_a_call_without_function_is_kept() -> None:
+    template = TOOLS_TEMPLATE.replace("'<call>' + ", "'<call>' + call.id + call.function | tojson + ")
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", template)
+    calls = [{"id": "c1", "name": "add", "arguments": {}}, {"id": "c2", "function": {"name": "add", "arguments": "{}"}}]
+    text = marked(read({"messages": [USER, {"role": "assistant", "tool_calls": calls}]}, "chat", tokenizer))
+    assert 'c1{"name": "add", "arguments": {}}' in text and 'c2{"name": "add", "arguments": {}}' in text
+
+
+@pytest.mark.parametrize("field", ["weight", "train", "training", "loss", "loss_scale"])
+@pytest.mark.parametrize("answer", [ANSWER, {"from": "gpt", "value": "yes"}])
+@pytest.mark.parametrize("no", [0, False, 0.0])
+def test_turns_that_say_so_are_read_and_not_learned(field: str, answer: dict[str, Any], no: Any) -> None:
+    """OpenAI's, Axolotl's and ms-swift's words for it; the template never sees them."""
+    turns = [USER, answer | {field: no}, USER, answer | {field: 1}, USER, answer | {field: None}]
+    turn = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    sample = read({"messages": turns}, "chat", tokenizer_of(CHATML))
+    assert marked(sample) == f"{turn}yes<|im_end|>\n{turn}⟦yes<|im_end|>⟧\n{turn}⟦yes<|im_end|>⟧"
+    assert chat({"messages": turns}, chat_targets="last") == f"{turn}yes<|im_end|>\n" * 2 + f"{turn}⟦yes<|im_end|>⟧"
+    dumped = make_chat_tokenizer(CHATML.specials, "<|im_end|>", DUMP_TEMPLATE)
+    whole = read({"messages": [USER, answer | {field: no}, answer | {field: True}]}, "chat", dumped)
+    assert isinstance(whole, Rendered) and field not in whole.text
+
+
+def remarks(value: dict[str, Any], dataset: str = "chat", tokenizer: Any = None, **settings: Any) -> list[Any]:
+    sample = read(value, dataset, tokenizer or tokenizer_of(CHATML), **settings)
+    assert sample is not None
+    return list(sample.remarks)
+
+
+def unread(*fields: str) -> list[tuple[str, str]]:
+    return [("unread", field) for field in fields]
+
+
+def test_what_nothing_reads_of_a_conversation() -> None:
+    value = {"messages": [USER, ANSWER], "system": "s", "tools": [], "history": [], "id": None}
+    assert remarks(value) == []
+    assert remarks(value | {"id": 7, "history": [["a", "b"]], "conversations": [USER]}) == unread(
+        "history", "id", "conversations"
+    )
+    named = {"messages": [USER | {"name": "u", "function_call": {"name": "add"}}, ANSWER | {"id": None}]}
+    assert remarks(named) == unread("messages.name", "messages.function_call")
+    assert remarks({"messages": [USER | {"train": True, "weight": 1}, ANSWER | {"train": True}]}) == unread(
+        "messages.train of other turns than the assistant's"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "ignored"),
+    [
+        (DUMP_TEMPLATE, []),
+        ("{% for m in messages %}{{ m.items() | list }}{% endfor %}", []),
+        ("{% for m in messages %}{{ m['na' + 'me'] ~ m.content }}{% endfor %}", ["at"]),
+        ("{% for m in messages %}{{ m.content }}{% if 'at' in m %}.{% endif %}{% endfor %}", ["name"]),
+        ("{% for m in messages %}{% set function = {'name': 1} %}{{ function.name ~ m.content }}{% endfor %}", ["name", "at"]),
+        ("{% for m in messages %}{{ m.content }}"
+         "{% if m.role == 'user' and not m.name %}{{ 1 + '' }}{% endif %}{% endfor %}", ["at"]),
+    ],
+)  # fmt: skip
+def test_what_a_template_reads_of_messages_is_seen_whatever_way_it_does(template: str, ignored: list[str]) -> None:
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", template + "<|im_end|>")
+    value = {"messages": [message | {"name": "n", "at": "noon"} for message in (USER, ANSWER)]}
+    assert remarks(value, tokenizer=tokenizer, chat_targets="last") == unread(*(f"messages.{name}" for name in ignored))
 
 
 @pytest.mark.parametrize(
@@ -199,10 +317,12 @@ CHECKED = [USER, ANSWER]
     ("value", "message"),
     [
         ({"chat": CHECKED}, "the record has no field 'messages' or 'conversations' (it has 'chat'). Add it, or set "),
-        ({"messages": "a"}, "'messages' is a string, not an array of messages. Fix or remove the record."),
+        ({"messages": "a"}, "the record has 'messages' that is not JSON (Expecting value: 'a'). Fix or remove the record."),
+        ({"messages": "1"}, "'messages' is a number, not an array of messages. Fix or remove the record."),
         ({"messages": []}, "the conversation has no assistant turn, so the record has no target token. Add one or remove "),
         ({"messages": [USER]}, "the conversation has no assistant turn, so the record has no target token."),
-        ({"messages": [USER, ANSWER | {"weight": 0}]}, "every assistant turn has a weight of 0, so the record has no "),
+        ({"messages": [USER, ANSWER | {"weight": 0}]}, "every assistant turn is one not to learn, by its weight, "
+         "train, training, loss, loss_scale, so the record has no target token."),
         ({"messages": [USER, ANSWER | {"weight": 0.5}]}, "message 2 has the weight 0.5; it must be 0 (not learned) or 1."),
         ({"messages": ["a"]}, "message 1 is a string, not an object with 'role' and 'content'. Fix or remove the record."),
         ({"messages": [{"content": "a"}]}, "message 1 has no field 'role' (it has 'content'). Fix or remove the record."),
@@ -232,6 +352,19 @@ CHECKED = [USER, ANSWER]
          "call whose 'arguments' are an array, not an object."),
         ({"conversations": [{"from": "function_call", "value": "add(1)"}]}, "message 1 has 'value' of a function_call that "
          "is not JSON (Expecting value: 'add(1)')."),
+        ({"messages": [USER, ANSWER | {"weight": "0"}]}, "message 2 has the weight '0'; it must be 0 (not learned) or 1. "),
+        ({"messages": [USER, ANSWER | {"loss_scale": 2}]}, "message 2 has the loss_scale 2; it must be 0 (not learned) or 1. "
+         "Turns cannot count for more or less than others. Fix or remove the record."),
+        ({"messages": [GREETING, {"from": "gpt", "value": "yes", "train": "no"}]}, "message 2 has the train 'no'; it must "),
+        ({"messages": [USER, ANSWER | {"train_detail": [{"begin_offset": 0}]}]}, "message 2 has 'train_detail', but a turn is "
+         "learned as a whole or not at all. Set 'train' of the turn, and leave 'train_detail' out."),
+        ({"messages": [GREETING | {"role": "assistant"}]}, "message 1 has 'from' and 'value', and something else as 'role'. "),
+        ({"messages": [GREETING | {"content": "p"}]}, "message 1 has 'from' and 'value', and something else as 'content'. "),
+        ({"messages": [{"from": "function_call", "value": json.dumps(CALL), "tool_calls": [CALL]}]}, "message 1 has 'from' "
+         "and 'value', and something else as 'tool_calls'. Keep one of them."),
+        ({"conversations": [GREETING, {"from": "gpt", "value": "yes", "thinking": "t"}]}, "message 2: the chat template does "
+         "not write the thinking of this assistant turn as the record has it, so it would not be learned."),
+        ({"conversations": '["a"]'}, "message 1 is a string, not an object with 'role' and 'content'. "),
         ({"messages": CHECKED, "tools": {}}, "the record has an object as 'tools', not an array."),
         ({"messages": CHECKED, "tools": "[1]"}, "the record has a number in 'tools', not only objects that describe a tool."),
         ({"messages": CHECKED, "tools": "add"}, "the record has 'tools' that is not JSON (Expecting value: 'add')."),

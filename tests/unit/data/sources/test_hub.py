@@ -125,6 +125,7 @@ def test_saved_values_are_plain_python(tmp_path: Path) -> None:
         {"text": None, "turns": [], "label": 0, "any": "text", "picture": {"bytes": b"\x89PNG", "path": None}},
     ]
     datasets.Dataset.from_list(rows, features=features).with_format("numpy").save_to_disk(tmp_path / "saved")
+    del rows[1]["picture"]["path"]  # a null within a struct, as of a row that has no such field
     assert [one.value for one in everything(opened(tmp_path / "saved")) if isinstance(one, Record)] == rows
 
 

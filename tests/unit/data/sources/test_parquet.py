@@ -21,7 +21,7 @@ def write(path: Path, columns: dict[str, Any] | pyarrow.Table, **options: Any) -
 
 
 def test_values_are_plain_python(tmp_path: Path) -> None:
-    turns = [[{"role": "user", "content": "日本"}, {"role": "assistant", "content": None}], [], None]
+    turns = [[{"role": "user", "content": "日本"}, {"role": "assistant", "content": ""}], [], None]
     columns = {
         "messages": turns,
         "n": [1, None, 3],
@@ -31,8 +31,7 @@ def test_values_are_plain_python(tmp_path: Path) -> None:
     }
     source = opened(write(tmp_path / "data.parquet", columns))
     assert [found.value for found in everything(source) if isinstance(found, Record)] == [
-        {name: (list(value) if not isinstance(value, list) else value)[i] if name != "pairs" else value.to_pylist()[i]
-         for name, value in columns.items()}
+        {name: value[i] if name != "pairs" else [{"k": 1}, {}, None][i] for name, value in columns.items()}
         for i in range(3)
     ]  # fmt: skip
 
