@@ -288,6 +288,9 @@ class HfFolder:
 
 
 def _weight_files(folder: Path) -> dict[str, Path]:
+    single = folder / "model.safetensors"
+    if single.exists():  # before an index, as transformers chooses
+        return {single.name: file_inside(folder, single.name)}
     index = folder / "model.safetensors.index.json"
     if index.exists():
         if index.stat().st_size > MAX_HEADER_BYTES:
@@ -303,9 +306,6 @@ def _weight_files(folder: Path) -> dict[str, Path]:
             if not path.exists():
                 raise InputError(f"{path}: missing, but {index.name} names it. Download or copy the folder again.")
         return files
-    single = folder / "model.safetensors"
-    if single.exists():
-        return {single.name: file_inside(folder, single.name)}
     if any(folder.glob("pytorch_model*.bin")):
         raise InputError(
             f"{folder}: holds only pickled weights (pytorch_model*.bin), which can run code when they are read. Convert them "

@@ -39,6 +39,10 @@ class ModelConfig:
         False, "Pick the fastest attention kernel that is installed. Instead of attn_implementation."
     )
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model or the tokenizer.")
+    allow_unused_weights: bool = setting(
+        False,
+        "Train although the model's files hold tensors that the model does not have; they are left out of what is saved.",
+    )
     added_tokens: tuple[str, ...] = setting(
         (), "Tokens to add to the tokenizer, never split; the model's embedding grows where it has to."
     )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from ds_recipes.config.model_check import other_kind, quantised_weights
 from ds_recipes.errors import InputError
 from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
-from ds_recipes.models.skeleton import build_skeleton
-from ds_recipes.models.sources import FolderWeights, random_weights
+from ds_recipes.models.skeleton import build_skeleton, tied_names
+from ds_recipes.models.sources import FolderWeights, random_weights, shortened
 from ds_recipes.models.vocabulary import check_vocabulary, grown_weights, with_vocabulary_size
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
@@ -53,6 +54,69 @@ class ModelSource:
             return grown
         check_vocabulary(before._plain_skeleton(), grown._plain_skeleton())
         return replace(grown, before=before, new_rows=new_rows)
+
+    def settled(self, allow_unused: bool) -> tuple["ModelSource", tuple[str, ...]]:
+        """This model once it is known that each parameter will get its value, and what the user should know.
+
+        Its files count: where config.json ties the output head to the embedding and the files have two different ones, the
+        two are trained apart, as transformers loads them.
+
+        Raises:
+            InputError: the folder does not hold the model's weights, or, unless `allow_unused`, holds tensors that the
+                model does not have; or random weights cannot be drawn.
+        """
+        if self.folder is None:
+            random_weights(self._plain_skeleton(), self.seed, torch.device("cpu"))
+            return self, ()
+        source, notes = self, []
+        weights = FolderWeights(source._plain_skeleton(), self.folder)
+        apart = weights.differing_ties()
+        if apart:
+            source = source.untied(apart)
+            weights = FolderWeights(source._plain_skeleton(), self.folder)
+            notes.append(
+                f"config.json ties {apart[0]} to the embedding, but the files have different values for the two: they are "
+                "trained apart, as transformers loads them, and checkpoints say tie_word_embeddings false"
+            )
+        if weights.unused and not allow_unused:
+            raise InputError(
+                f"{self.folder}: holds {len(weights.unused)} tensors that the model of its config.json "
+                f"({type(weights.skeleton).__name__}) does not have, so training would go on without them:\n"
+                f"{shortened(weights.unused)}\n"
+                "Correct config.json, or train without them, and export without them, with --allow_unused_weights."
+            )
+        for names, why in (
+            (weights.unused, "--allow_unused_weights"),
+            (weights.left_out, "as transformers leaves them"),
+        ):
+            if names:
+                notes.append(
+                    f"{len(names)} tensors of the files are not part of the model and left out, here and in what is saved "
+                    f"({why}): {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+                )
+        return source, tuple(notes)
+
+    def ties(self) -> dict[str, str]:
+        """Each further name of a shared parameter, and the name that the parameter goes by."""
+        return tied_names(self._plain_skeleton())
+
+    def untied(self, names: Sequence[str]) -> "ModelSource":
+        """This model with parameters of their own for `names`, which its config ties to others.
+
+        Raises:
+            InputError: they are tied whatever the config says.
+        """
+        changed = self.config_copy()
+        for config in (changed, changed.get_text_config()):
+            config.tie_word_embeddings = False
+        source = replace(self, hf_config=changed)
+        still = [name for name in source.ties() if name in names]
+        if still:
+            raise InputError(
+                f"{self.folder}: models of type {changed.model_type} tie {still[0]} to another parameter, but the files have "
+                "different values for the two. Remove the one that does not belong there."
+            )
+        return source
 
     def skeleton(self, dtype: torch.dtype, attn_implementation: str, device: torch.device) -> PreTrainedModel:
         """The structure without storage; see `models/skeleton.py`."""

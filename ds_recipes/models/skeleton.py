@@ -4,7 +4,9 @@ Every engine starts from a skeleton, gives it sharded storage of its own, and fi
 (`models/sources.py`). So no rank ever holds the whole model.
 """
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers
@@ -12,6 +14,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ds_recipes.errors import InputError
+
+RECOMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"attn\.(masked_bias|rotary_emb\.(cos|sin)_cached)$")
+"""Tables in the files of older versions of transformers, which follow from the config."""
 
 
 def build_skeleton(
@@ -124,6 +129,17 @@ def _holds_sentinel(buffer: torch.Tensor | None) -> bool:
 def parameter_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     """Full shape of each parameter by its canonical name; a tied parameter appears once. Call it on a skeleton."""
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def left_out_by_transformers(model: PreTrainedModel) -> Callable[[str], bool]:
+    """Whether transformers, loading this model, leaves a tensor of the files out that the model does not have.
+
+    Those are the model's own `_keys_to_ignore_on_load_unexpected`, and tables that follow from the config and that older
+    versions saved: rotary frequencies, position ids, masks.
+    """
+    own: Any = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    patterns = re.compile("|".join(f"(?:{pattern})" for pattern in [*RECOMPUTED, *own]))
+    return lambda name: patterns.search(name) is not None
 
 
 def tied_names(model: PreTrainedModel) -> dict[str, str]:

@@ -5,32 +5,38 @@ each rank on its own and without communication.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
     convert_and_load_state_dict_in_model,
+    dot_natural_key,
     rename_source_key,
 )
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ds_recipes.errors import InputError
-from ds_recipes.models.skeleton import initialiser, parameter_shapes, tied_names
-from ds_recipes.ranges import HfFolder
+from ds_recipes.models.skeleton import initialiser, left_out_by_transformers, parameter_shapes, tied_names
+from ds_recipes.ranges import COPY_BYTES, HfFolder
 
 KEPT_ELEMENTS = 1 << 18
 """Made tensors up to this size are kept: engines come back for the small ones (norms, biases) in a second pass."""
 
+MOST_SHOWN = 5  # names of a list in a message
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -83,8 +89,13 @@ def random_weights(skeleton: PreTrainedModel, seed: int, device: torch.device) -
     """The model's own initialisation, equal for any number of ranks: each unit's seed comes from its name.
 
     A unit is one decoder layer, or one module outside of the layers. Values are drawn in float32 on `device`; a GPU's
-    numbers differ from a CPU's.
+    numbers differ from a CPU's. What the model leaves to its modules' constructors, which set nothing in a model without
+    storage, they set here.
+
+    Raises:
+        InputError: a parameter gets no value from either.
     """
+    _refuse_unset(skeleton, never_set(skeleton))
     unit_of = _units(skeleton)
 
     def make_group(name: str) -> dict[str, torch.Tensor]:
@@ -98,9 +109,79 @@ def random_weights(skeleton: PreTrainedModel, seed: int, device: torch.device) -
         ):
             torch.manual_seed(seed_of_unit)
             unit.apply(initialiser(skeleton, prefix))
-            return {f"{prefix}.{key}" if prefix else key: value.detach() for key, value in unit.named_parameters()}
+            for module in unit.modules():
+                if any(_has_nan(parameter) for parameter in module.parameters(recurse=False)) and as_constructed(
+                    module
+                ):
+                    initialiser(skeleton, prefix)(module)
+            made = {f"{prefix}.{key}" if prefix else key: value.detach() for key, value in unit.named_parameters()}
+        _refuse_unset(skeleton, [key for key, value in made.items() if _has_nan(value)])
+        return made
 
     return MadeWeights(parameter_shapes(skeleton), make_group)
+
+
+def never_set(model: PreTrainedModel) -> list[str]:
+    """Names of parameters that neither `_init_weights` nor their module's constructor would set; no storage is needed."""
+    written = _Written()
+    for path, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            with torch.no_grad(), written:
+                initialiser(model, path)(module)
+    names = []
+    for path, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if not written.has(parameter) and not can_construct(module):
+                names.append(f"{path}.{key}" if path else key)
+    return names
+
+
+def can_construct(module: nn.Module) -> bool:
+    """True if `as_constructed` can set the module's parameters."""
+    return isinstance(module, Conv1D) or hasattr(module, "reset_parameters")
+
+
+def as_constructed(module: nn.Module) -> bool:
+    """Set the module's parameters as its constructor does; False if it does that by no method of its own."""
+    reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+    if isinstance(module, Conv1D):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif reset is not None:
+        reset()
+    return can_construct(module)
+
+
+class _Written(TorchDispatchMode):
+    """Notes the storages that operations write into; those of meta tensors count too, and cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._storages: set[int] = set()
+
+    def has(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._storages
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, torch.Tensor):
+                self._storages.add(value.untyped_storage()._cdata)
+        return func(*args, **(kwargs or {}))
+
+
+def _has_nan(tensor: torch.Tensor) -> bool:
+    return bool(tensor.isnan().any())
+
+
+def _refuse_unset(model: PreTrainedModel, names: Sequence[str]) -> None:
+    if names:
+        raise InputError(
+            f"{type(model).__name__} does not set {len(names)} of its parameters in _init_weights (transformers "
+            f"{transformers.__version__}), so they cannot be drawn shard by shard:\n{shortened(names)}\nMake a model with "
+            "random weights once, AutoModelForCausalLM.from_config(...).save_pretrained(FOLDER), and start from it: --model_name."
+        )
 
 
 def _units(model: PreTrainedModel) -> dict[str, str]:
@@ -122,15 +203,20 @@ def _units(model: PreTrainedModel) -> dict[str, str]:
 
 @contextmanager
 def _real_parameters(unit: nn.Module, device: torch.device) -> Iterator[None]:
-    """Give a unit's meta parameters float32 storage; back to meta afterwards, what was taken out stays alive."""
+    """Give a unit's meta parameters float32 storage full of NaN; back to meta afterwards, what was taken out stays alive."""
     homes = [
         (module, key, parameter)
         for module in unit.modules()
         for key, parameter in module.named_parameters(recurse=False)
     ]
+    shapes = {id(parameter): parameter.shape for _, _, parameter in homes}
+    real = {
+        key: nn.Parameter(torch.full(shape, torch.nan, dtype=torch.float32, device=device))
+        for key, shape in shapes.items()
+    }
     try:
         for module, key, parameter in homes:
-            module._parameters[key] = nn.Parameter(torch.empty(parameter.shape, dtype=torch.float32, device=device))
+            module._parameters[key] = real[id(parameter)]  # a shared one stays shared
         yield
     finally:
         for module, key, parameter in homes:
@@ -145,67 +231,120 @@ def _no_bar(_make: Callable[..., Any], given: tuple[Any, ...], named: dict[str, 
 class FolderWeights(InitialWeights):
     """A range reader over a Hugging Face safetensors folder.
 
-    A parameter that lies in the folder with its shape is read straight from the memory map. One that transformers
+    A parameter that lies in the folder with its shape is read straight from the file. One that transformers
     renames keeps that way under its file name; one that it fuses or transposes goes through transformers' own
     conversion, one parameter at a time.
+
+    `unused` are the names in the files that nothing in the model takes; `left_out` those that transformers leaves out by
+    rules of its own, such as layers that only predict further tokens.
     """
 
     def __init__(self, skeleton: PreTrainedModel, folder: Path) -> None:
+        """Find every parameter.
+
+        Raises:
+            InputError: one is missing, has another shape or is no floating-point number; two tensors claim the same one.
+        """
         super().__init__(parameter_shapes(skeleton))
         self._folder = folder
-        self._skeleton = skeleton
+        self.skeleton = skeleton
         self._conversions = get_model_conversion_mapping(skeleton)
         self._files = HfFolder(folder)
-        self._plain, self._sources = self._plan()
+        claims, converted, others = self._claims()
+        self.unused, self.left_out = _apart(others, left_out_by_transformers(skeleton))
+        self._plain, self._ties = self._choose(claims)
+        self._sources = self._targets(converted)
+        self._refuse_missing()
         self._refuse_codes()
         for name, file_name in self._plain.items():
-            if self._files.shape(file_name) != self._shapes[name]:
-                raise InputError(
-                    f"{folder}: {file_name} has shape {list(self._files.shape(file_name))}, but the model of config.json "
-                    f"needs {list(self._shapes[name])}. The weights and config.json do not belong together."
-                )
+            self._refuse_shape(file_name, self._files.shape(file_name), self._shapes[name])
+        if converted:
+            self._check_conversions(converted)
         self._made = MadeWeights({name: self._shapes[name] for name in self._sources}, self._convert)
 
-    def _plan(self) -> tuple[dict[str, str], dict[str, list[str]]]:
-        """Which parameter is read as it lies (name -> file name), and which is made from which file names."""
+    def _claims(self) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, str]]:
+        """What each name in the files stands for, by transformers' rules and in its order.
+
+        First: file names by the model's name for them. Second: the same of tensors that are converted, by their first
+        target. Third: what stands for nothing in the model, file name -> the name that it would have there.
+        """
         renamings = [entry for entry in self._conversions if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self._conversions if isinstance(entry, WeightConverter)]
-        meta = self._skeleton.state_dict()
-        aliases = tied_names(self._skeleton)
-        plain: dict[str, str] = {}
-        sources: dict[str, list[str]] = {}
-        for file_name in self._files.names:
-            renamed, pattern = rename_source_key(
-                file_name, renamings, converters, self._skeleton.base_model_prefix, meta
-            )
+        prefix, meta = self.skeleton.base_model_prefix, self.skeleton.state_dict()
+        claims: dict[str, list[str]] = {}
+        converted: dict[str, list[str]] = {}
+        others: dict[str, str] = {}
+        for file_name in sorted(self._files.names, key=dot_natural_key):
+            renamed, pattern = rename_source_key(file_name, renamings, converters, prefix, meta)
             if renamed not in meta and file_name in meta:
-                renamed, pattern = file_name, None
-            canonical = aliases.get(renamed, renamed)
-            if pattern is not None:
-                sources.setdefault(renamed, []).append(file_name)
-            elif canonical in self._shapes and (canonical not in plain or renamed == canonical):
-                plain[canonical] = file_name
-        targets = self._targets(sources, converters)
-        missing = [name for name in self._shapes if name not in plain and name not in targets]
-        if missing:
-            raise InputError(
-                f"{self._folder}: holds no weights for {len(missing)} of the model's {len(self._shapes)} parameters, "
-                f"the first is {missing[0]}. Is config.json of this model? To start from random weights use --model_config."
-            )
-        return plain, targets
+                renamed, pattern = rename_source_key(file_name, [], [], prefix, meta)
+            if renamed not in meta:
+                others[file_name] = renamed
+            else:
+                (claims if pattern is None else converted).setdefault(renamed, []).append(file_name)
+        return claims, converted, others
 
-    def _targets(self, sources: dict[str, list[str]], converters: list[WeightConverter]) -> dict[str, list[str]]:
-        """All parameters that one conversion yields, each with that conversion's file names."""
-        targets: dict[str, list[str]] = {}
-        for first, file_names in sources.items():
-            targets[first] = file_names
-            for converter in converters:
-                own = [pattern for pattern in converter.target_patterns if pattern in first]
-                for other in converter.target_patterns if own else []:
-                    name = first.replace(own[0], other)
-                    if name in self._shapes:
-                        targets[name] = file_names
-        return targets
+    def _choose(self, claims: Mapping[str, list[str]]) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+        """The tensor of each parameter, and of each tied one that has several: further name -> both of their file names."""
+        aliases = tied_names(self.skeleton)
+        plain: dict[str, str] = {}
+        ties: dict[str, tuple[str, str]] = {}
+        for name in sorted(claims, key=lambda name: name in aliases):
+            first, *more = claims[name]
+            differing = next((other for other in more if not self._equal(first, other)), None)
+            if differing is not None:
+                raise InputError(
+                    f"{self._folder}: {first} and {differing} are both {name} of the model, with different values. Remove the "
+                    "one that does not belong to it."
+                )
+            canonical = aliases.get(name, name)
+            if canonical in plain:
+                ties[name] = (plain[canonical], first)
+            elif canonical in self._shapes:
+                plain[canonical] = first
+        return plain, ties
+
+    def differing_ties(self) -> list[str]:
+        """Names of parameters that config.json ties to another while the files have different values for the two."""
+        return [name for name, (one, other) in self._ties.items() if not self._equal(one, other)]
+
+    def _equal(self, one: str, other: str) -> bool:
+        if self._files.shape(one) != self._files.shape(other):
+            return False
+        numel = prod(self._files.shape(one))
+        for start in range(0, numel, COPY_BYTES // 4):
+            pair = torch.empty((2, min(COPY_BYTES // 4, numel - start)))
+            self._files.read_into(one, start, pair[0])
+            self._files.read_into(other, start, pair[1])
+            if not torch.equal(pair[0], pair[1]):
+                return False
+        return True
+
+    def _refuse_missing(self) -> None:
+        missing = [name for name in self._shapes if name not in self._plain and name not in self._sources]
+        if not missing:
+            return
+        lines = shortened(missing)
+        head = self.skeleton.get_output_embeddings()
+        without_head = head is not None and {id(self.skeleton.get_parameter(name)) for name in missing} <= {
+            id(parameter) for parameter in head.parameters()
+        }
+        hint = (
+            "Only the output head is missing: this is the folder of a base or a classification model. Name one with a head; if "
+            "the head is the embedding, set tie_word_embeddings to true in config.json."
+            if without_head
+            else "Is config.json of this model? To start from random weights use --model_config."
+        )
+        raise InputError(
+            f"{self._folder}: holds no weights for {len(missing)} of the model's {len(self._shapes)} parameters:\n{lines}\n{hint}"
+        )
+
+    def _refuse_shape(self, name: str, found: tuple[int, ...], needed: tuple[int, ...]) -> None:
+        if found != needed:
+            raise InputError(
+                f"{self._folder}: {name} has shape {list(found)}, but the model of config.json needs {list(needed)}. The "
+                "weights and config.json do not belong together."
+            )
 
     def _refuse_codes(self) -> None:
         """Codes of quantised weights have the shape of the weights, now and then, and never are them."""
@@ -218,22 +357,48 @@ class FolderWeights(InitialWeights):
                     "first, or train the one that it was made from."
                 )
 
-    def _convert(self, name: str) -> dict[str, torch.Tensor]:
-        before = dict(self._skeleton.named_parameters())
-        tensors = {file_name: self._open(file_name) for file_name in self._sources[name]}
+    def _targets(self, converted: Mapping[str, list[str]]) -> dict[str, list[str]]:
+        """All parameters that one conversion yields, each with that conversion's file names."""
+        converters = [entry for entry in self._conversions if isinstance(entry, WeightConverter)]
+        targets: dict[str, list[str]] = {}
+        for first, file_names in converted.items():
+            targets[first] = file_names
+            for converter in converters:
+                own = [pattern for pattern in converter.target_patterns if pattern in first]
+                for other in converter.target_patterns if own else []:
+                    name = first.replace(own[0], other)
+                    if name in self._shapes:
+                        targets[name] = file_names
+        return {name: file_names for name, file_names in targets.items() if name in self._shapes}
+
+    def _check_conversions(self, converted: Mapping[str, list[str]]) -> None:
+        """Run the conversions without values: an expert too few or too many shows in the shapes alone."""
+        names = [name for file_names in converted.values() for name in file_names]
+        entries = {name: self._files.file_of[name].entries[name] for name in names}
+        shapes = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in entries.items()}
+        with _parameters_kept(self.skeleton):
+            info = self._load_converted(shapes, "meta")
+        for name, found, needed in info.mismatched_keys:
+            self._refuse_shape(
+                f"{name}, made of {', '.join(self._sources.get(name, names)[:2])} ...,", tuple(found), tuple(needed)
+            )
+        for name, reason in info.conversion_errors.items():
+            raise InputError(f"{self._folder}: transformers cannot make {name} out of its files: {reason}")
+
+    def _load_converted(self, tensors: Mapping[str, Any], device: str) -> Any:
         conversions: list[Any] = list(self._conversions)
-        load = LoadStateDictConfig(device_map={"": "cpu"}, dtype=torch.float32, weight_mapping=conversions)
+        load = LoadStateDictConfig(device_map={"": device}, dtype=torch.float32, weight_mapping=conversions)
         bars = logging.set_tqdm_hook(_no_bar)  # one would appear for each tensor on each rank
         try:
-            convert_and_load_state_dict_in_model(self._skeleton, tensors, load)
+            info, _ = convert_and_load_state_dict_in_model(self.skeleton, dict(tensors), load)
         finally:
             logging.set_tqdm_hook(bars)
-        made: dict[str, torch.Tensor] = {}
-        for key, parameter in list(self._skeleton.named_parameters()):
-            if not parameter.is_meta:
-                made[key] = parameter.detach()
-                owner, _, leaf = key.rpartition(".")
-                self._skeleton.get_submodule(owner)._parameters[leaf] = before[key]
+        return info
+
+    def _convert(self, name: str) -> dict[str, torch.Tensor]:
+        with _parameters_kept(self.skeleton):
+            self._load_converted({file_name: self._open(file_name) for file_name in self._sources[name]}, "cpu")
+            made = {key: value.detach() for key, value in self.skeleton.named_parameters() if not value.is_meta}
         if name not in made:
             raise InputError(
                 f"{self._folder}: transformers did not make {name} out of {', '.join(self._sources[name][:3])} ..."
@@ -250,3 +415,30 @@ class FolderWeights(InitialWeights):
             self._files.read_into(self._plain[name], start, out)
         else:
             self._made.read_into(kind, name, start, out)
+
+
+@contextmanager
+def _parameters_kept(model: nn.Module) -> Iterator[None]:
+    """Put every parameter back afterwards: transformers sets new ones where it loads."""
+    before = [
+        (module, key, parameter)
+        for module in model.modules()
+        for key, parameter in module.named_parameters(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for module, key, parameter in before:
+            module._parameters[key] = parameter
+
+
+def _apart(others: Mapping[str, str], is_left_out: Callable[[str], bool]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What stands for nothing in the model, and what of that is meant to: file names."""
+    unused = tuple(name for name, renamed in others.items() if not is_left_out(renamed))
+    return unused, tuple(name for name, renamed in others.items() if is_left_out(renamed))
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first names of a list, a line each, and how many there are beside them."""
+    more = [f"  and {len(names) - MOST_SHOWN} more"] if len(names) > MOST_SHOWN else []
+    return "\n".join([*(f"  {name}" for name in names[:MOST_SHOWN]), *more])

@@ -7,41 +7,83 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ds_recipes.checkpoint.export.pieces import plan_pieces
+from ds_recipes.checkpoint.manifest import Manifest
 from ds_recipes.config.hang_settings import START, TOKENISE
 from ds_recipes.config.schema import Config
 from ds_recipes.data.reading import Reading, read_corpora
 from ds_recipes.data.tokenizer import add_tokens, check_special_ids, load_tokenizer, rows_for
-from ds_recipes.errors import InputError
+from ds_recipes.errors import CheckpointError, InputError
+from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.load import ModelSource, find_model
+from ds_recipes.models.skeleton import parameter_shapes
 from ds_recipes.models.vocabulary import eos_note, rows_needed
 from ds_recipes.world.group import World
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a run reads, checked."""
+class Model:
+    """What of a run can be known without its data, checked."""
 
     source: ModelSource
     skeleton: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    data: Reading
     notes: tuple[str, ...]
 
 
-def read_inputs(config: Config, world: World, say: Callable[[str], None]) -> Inputs:
-    """Find the model, load the tokenizer, tokenise and pack the data. Every rank must call it."""
-    found = find_model(
+@dataclass(frozen=True)
+class Inputs(Model):
+    """What a run reads, checked."""
+
+    data: Reading
+
+
+def read_model(config: Config, world: World, saved: Manifest | None) -> Model:
+    """Find the model and its tokenizer, and refuse what can be refused before any data is read. Every rank must call it.
+
+    `saved` is the checkpoint that the run continues; without one the weights are those of the model's folder.
+
+    Raises:
+        ConfigError, InputError, CheckpointError: on all ranks.
+    """
+    attention = world.check("attention", lambda: choose_attention(config, world.device))
+    named = find_model(
         world, config.model.model_name, config.model.model_config, config.run.seed, config.model.trust_remote_code
     )
-    world.check("context size", lambda: _check_context(config, found))
+    world.check("context size", lambda: _check_context(config, named))
     tokenizer = world.check("tokenizer", lambda: read_tokenizer(config))
+    found, in_files = world.check("weights", lambda: _as_it_lies(config, named, saved))
     source, notes = world.check("vocabulary", lambda: fit_vocabulary(config, found, tokenizer))
-    skeleton = world.check("model", lambda: source.skeleton(torch.float32, "eager", torch.device("cpu")))
+    skeleton = world.check("model", lambda: source.skeleton(torch.float32, attention, torch.device("cpu")))
+    world.check("export", lambda: _check_export(skeleton) if world.rank == 0 else None)
+    return Model(source, skeleton, tokenizer, (*in_files, *notes))
+
+
+def _as_it_lies(config: Config, source: ModelSource, saved: Manifest | None) -> tuple[ModelSource, tuple[str, ...]]:
+    """The model as its folder has it, or, in a run that continues, as the checkpoint does: the folder may be gone by then."""
+    if saved is None:
+        return source.settled(config.model.allow_unused_weights)
+    apart = [name for name in source.ties() if name in saved.parameters]
+    return (source.untied(apart) if apart else source), ()
+
+
+def _check_export(skeleton: PreTrainedModel) -> None:
+    """Refuse a model that would be trained and could not be exported afterwards."""
+    try:
+        plan_pieces(skeleton, parameter_shapes(skeleton))
+    except CheckpointError as error:
+        raise InputError(
+            f"{error}. No checkpoint of this run could become a Hugging Face model, so it is not begun."
+        ) from error
+
+
+def read_inputs(config: Config, world: World, model: Model, say: Callable[[str], None]) -> Inputs:
+    """Tokenise and pack the data. Every rank must call it."""
     world.doing("reading the data", TOKENISE)
-    data = read_corpora(config, tokenizer, source.vocabulary_size, world, say)
+    data = read_corpora(config, model.tokenizer, model.source.vocabulary_size, world, say)
     world.doing("reading the data is done", START)
-    world.check("chat template", lambda: _keep_chat_template(config, tokenizer))
-    return Inputs(source, skeleton, tokenizer, data, notes)
+    world.check("chat template", lambda: _keep_chat_template(config, model.tokenizer))
+    return Inputs(model.source, model.skeleton, model.tokenizer, model.notes, data)
 
 
 def read_tokenizer(config: Config) -> PreTrainedTokenizerBase:

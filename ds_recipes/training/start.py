@@ -25,7 +25,7 @@ from ds_recipes.training.environment import environment_of
 from ds_recipes.training.guard import Guard
 from ds_recipes.training.hurried import Hurried
 from ds_recipes.training.identity import identity_of
-from ds_recipes.training.inputs import Inputs, read_inputs
+from ds_recipes.training.inputs import Inputs, read_inputs, read_model
 from ds_recipes.training.launch import Launch
 from ds_recipes.training.meter import StepMeter, peak_flops
 from ds_recipes.training.model_files import model_files
@@ -56,10 +56,12 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     world = launch.world
     world.check("device", lambda: check_device(config, world.device))
     _set_determinism(config)
-    inputs = read_inputs(config, world, launch.say)
     world.doing("looking for checkpoints", LOAD)
     begin = find_start(config, launch.folder, world)
     found = begin.found
+    world.doing("reading the model", START)
+    model = read_model(config, world, found.manifest if found is not None else None)
+    inputs = read_inputs(config, world, model, launch.say)
     skips, late = skips_of(config, found)
     plan = make_plan(config, world.size, inputs.data.corpus.num_rows, skips.ranges)
     assert plan.total_steps is not None

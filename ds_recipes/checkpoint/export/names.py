@@ -1,22 +1,17 @@
 """Another program's parameters under the names that the model has for them."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ds_recipes.errors import CheckpointError
-from ds_recipes.models.skeleton import parameter_shapes, tied_names
+from ds_recipes.models.skeleton import left_out_by_transformers, parameter_shapes, tied_names
 from ds_recipes.ranges import COPY_BYTES, RangeReader
 
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.")
 """What wrappers of a model (data parallel, torch.compile, Lightning) put before all of its names."""
-
-RECOMPUTED = r"rotary_emb\.inv_freq$"
-"""Older versions of transformers saved these frequencies, which follow from the config."""
 
 
 class ModelNames:
@@ -70,12 +65,11 @@ class ModelNames:
             if self._reader.shape(source) != self._shapes[name]
         ]
         known = {source for sources in found.values() for source in sources}
-        ignored: Any = getattr(skeleton, "_keys_to_ignore_on_load_unexpected", None) or ()
-        patterns = [RECOMPUTED, *ignored]
+        is_left_out = left_out_by_transformers(skeleton)
         problems += [
             f"  {name}: no parameter of the model"
             for name, source in there.items()
-            if source not in known and not any(re.search(pattern, name) for pattern in patterns)
+            if source not in known and not is_left_out(name)
         ]
         if problems:
             more = [f"  and {len(problems) - 5} more"] if len(problems) > 5 else []

@@ -11,7 +11,7 @@ from ds_recipes.errors import InputError
 from ds_recipes.training.compare.measure import measure
 from ds_recipes.training.compare.show import lines, write_json
 from ds_recipes.training.compare.verdict import compare, needs_own_distance
-from ds_recipes.training.inputs import read_inputs
+from ds_recipes.training.inputs import read_inputs, read_model
 from ds_recipes.world.group import World
 
 
@@ -31,7 +31,7 @@ def compare_on(world: World, configs: Sequence[Config], steps: int, output: Path
     for config in configs:
         world.check("device", partial(check_device, config, world.device))
     world.check("output", lambda: _check_output(output) if world.rank == 0 else None)
-    inputs = read_inputs(configs[0], world, say)
+    inputs = read_inputs(configs[0], world, read_model(configs[0], world, None), say)
     plan = make_plan(configs[0], world.size, inputs.data.corpus.num_rows)
     assert plan.total_steps is not None
     steps = min(steps, plan.total_steps)

@@ -129,3 +129,148 @@ def test_an_adapter_in_the_place_of_a_model_says_so(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
     with pytest.raises(InputError, match=r"holds an adapter .* for owner/base, not a model"):
         find(tmp_path)
+
+
+def loaded_by_transformers(folder: Path):
+    """The model as plain transformers loads it, and the names that it found no place for."""
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    return model, info["unexpected_keys"]
+
+
+def whole(source) -> dict[str, torch.Tensor]:
+    weights = source.initial_weights(torch.device("cpu"))
+    made = {}
+    for name in weights.names:
+        made[name] = torch.empty(weights.shape(name))
+        weights.read_into("fp32", name, 0, made[name].view(-1))
+    return made
+
+
+def add_layer(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return tensors | {
+        name.replace("layers.1.", "layers.2."): t.clone() for name, t in tensors.items() if "layers.1." in name
+    }
+
+
+OTHERS = {
+    "a third layer": ("llama", add_layer),
+    "a third layer of experts": ("mixtral", add_layer),
+    "biases that config.json does not know": (
+        "llama",
+        lambda t: t | {f"model.layers.{n}.self_attn.q_proj.bias": torch.ones(32) for n in range(2)},
+    ),
+    "norms of queries": ("llama", lambda t: t | {"model.layers.0.self_attn.q_norm.weight": torch.ones(8)}),
+    "a vision tower": ("llama", lambda t: t | {"vision_tower.patch_embed.weight": torch.ones(4, 4)}),
+    "a classifier's head": ("gpt2", lambda t: t | {"score.weight": torch.ones(2, 32)}),
+    "an adapter that was not merged": (
+        "qwen3",
+        lambda t: t | {"model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, 32)},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_tensors_that_the_model_does_not_have_are_refused_by_name(tmp_path: Path, what: str) -> None:
+    family, change = OTHERS[what]
+    tiny_model(family).save_pretrained(tmp_path)
+    rewrite(tmp_path, change)
+    added = set(load_file(tmp_path / "model.safetensors")) - set(tiny_model(family).state_dict())
+    _, unexpected = loaded_by_transformers(tmp_path)
+    assert unexpected, "transformers knows them"
+    with pytest.raises(InputError, match=r"tensors that the model of its config.json") as refused:
+        find(tmp_path).settled(allow_unused=False)
+    assert any(name in str(refused.value) for name in added)
+    assert "--allow_unused_weights" in str(refused.value)
+    source, (note,) = find(tmp_path).settled(allow_unused=True)
+    assert "not part of the model" in note
+    expected = dict(loaded_by_transformers(tmp_path)[0].named_parameters())
+    made = whole(source)
+    assert made.keys() == expected.keys() and all(torch.equal(made[name], expected[name]) for name in made)
+
+
+@pytest.mark.parametrize(
+    "family, extra",
+    [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("gpt2", "transformer.h.0.attn.bias"),
+        ("gpt_neox", "gpt_neox.layers.0.attention.masked_bias"),
+    ],
+)
+def test_tables_of_older_versions_are_left_out_with_a_note(tmp_path: Path, family: str, extra: str) -> None:
+    tiny_model(family).save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors | {extra: torch.ones(4)})
+    assert not loaded_by_transformers(tmp_path)[1], "transformers says nothing of them either"
+    _, (note,) = find(tmp_path).settled(allow_unused=False)
+    assert extra in note and "as transformers leaves them" in note
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gpt2", "qwen3"])
+def test_a_head_of_its_own_is_trained_apart_as_transformers_loads_it(tmp_path: Path, family: str) -> None:
+    model = tiny_model(family)
+    if family == "qwen3":
+        model.config.tie_word_embeddings = True
+    model.save_pretrained(tmp_path)
+    head = torch.randn(model.get_output_embeddings().weight.shape)
+    rewrite(tmp_path, lambda tensors: tensors | {"lm_head.weight": head})
+    source, (note,) = find(tmp_path).settled(allow_unused=False)
+    assert "trained apart" in note and source.hf_config.tie_word_embeddings is False
+    expected = dict(loaded_by_transformers(tmp_path)[0].named_parameters())
+    made = whole(source)
+    assert made.keys() == expected.keys() and all(torch.equal(made[name], expected[name]) for name in made)
+    assert torch.equal(made["lm_head.weight"], head)
+    resumed = find(tmp_path)
+    assert "lm_head.weight" in resumed.ties(), "a checkpoint with it in is what tells a run that goes on"
+    assert "lm_head.weight" in whole(resumed.untied(["lm_head.weight"]))
+
+
+def test_a_head_that_is_the_embedding_stays_tied(tmp_path: Path) -> None:
+    tiny_model("llama_tied").save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    source, notes = find(tmp_path).settled(allow_unused=False)
+    assert notes == () and "lm_head.weight" not in whole(source)
+
+
+def test_two_tensors_for_one_parameter_are_refused_unless_they_are_equal(tmp_path: Path) -> None:
+    tiny_model("gpt2").save_pretrained(tmp_path)
+    name = "transformer.wpe.weight"
+    rewrite(tmp_path, lambda tensors: tensors | {"wpe.weight": tensors[name].clone()})
+    assert find(tmp_path).settled(False)[1] == ()
+    rewrite(tmp_path, lambda tensors: tensors | {"wpe.weight": tensors[name] + 1})
+    with pytest.raises(InputError, match=r"wpe.weight are both transformer.wpe.weight of the model"):
+        find(tmp_path).settled(False)
+
+
+@pytest.mark.parametrize("change", ["one expert is gone", "config.json has fewer", "config.json has more"])
+def test_experts_are_counted_before_training(tmp_path: Path, change: str) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path)
+    if change == "one expert is gone":
+        rewrite(
+            tmp_path,
+            lambda tensors: {
+                name: t
+                for name, t in tensors.items()
+                if ".1.mlp.experts.2.down" not in name and "1.block_sparse_moe.experts.2.w2" not in name
+            },
+        )
+    else:
+        edit_config(tmp_path, num_local_experts=3 if "fewer" in change else 5)
+    with pytest.raises(InputError, match=r"has shape \[.*, but the model of config.json needs"):
+        find(tmp_path).settled(allow_unused=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "mixtral"])
+def test_a_folder_without_the_head_says_that_it_is_a_base_model(tmp_path: Path, family: str) -> None:
+    tiny_model(family).base_model.save_pretrained(tmp_path)
+    edit_config(tmp_path, architectures=[type(tiny_model(family)).__name__])
+    with pytest.raises(InputError, match="Only the output head is missing"):
+        find(tmp_path).settled(allow_unused=True)
+
+
+def test_a_whole_file_wins_over_shards_as_in_transformers(tmp_path: Path) -> None:
+    tiny_model("llama", seed=1).save_pretrained(tmp_path, max_shard_size="60KB")
+    other = tmp_path / "other"
+    tiny_model("llama", seed=2).save_pretrained(other)
+    (other / "model.safetensors").rename(tmp_path / "model.safetensors")
+    expected = dict(loaded_by_transformers(tmp_path)[0].named_parameters())
+    made = whole(find(tmp_path))
+    assert all(torch.equal(made[name], expected[name]) for name in expected)

@@ -1,12 +1,15 @@
 """Initial weights as ranges: equal to what transformers itself loads or draws, whatever the split into ranks."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel, LlamaRMSNorm
 
 from ds_recipes.errors import InputError
 from ds_recipes.models.skeleton import build_skeleton, parameter_shapes, tied_names
@@ -127,7 +130,7 @@ def test_a_folder_without_one_parameter_is_refused_by_name(tmp_path):
         lambda tensors: {name: t for name, t in tensors.items() if name != "model.layers.1.mlp.up_proj.weight"},
     )
     with pytest.raises(
-        InputError, match=r"holds no weights for 1 of the model's \d+ parameters.*model.layers.1.mlp.up_proj.weight"
+        InputError, match=r"(?s)holds no weights for 1 of the model's \d+ parameters.*model.layers.1.mlp.up_proj.weight"
     ):
         FolderWeights(skeleton("llama"), tmp_path)
 
@@ -149,3 +152,55 @@ def test_a_router_loss_is_refused():
 def test_a_model_without_sdpa_says_what_to_set():
     with pytest.raises(InputError, match="--attn_implementation eager"):
         build_skeleton(CONFIGS["gemma2"], torch.float32, "sdpa", CPU, False)
+
+
+CONSTRUCTED = {
+    "openai-gpt": AutoConfig.for_model("openai-gpt", vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "data2vec-text": AutoConfig.for_model(
+        "data2vec-text", vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    ),
+}
+
+
+@pytest.mark.parametrize("model_type", CONSTRUCTED)
+def test_what_only_constructors_set_is_set_as_they_do(model_type):
+    """GPT-1's projections are set in no `_init_weights`; of a head's shared bias the second name alone is."""
+    config = CONSTRUCTED[model_type]
+    model = build_skeleton(copy.deepcopy(config), torch.float32, "eager", CPU, False)
+    made = read_all(random_weights(model, 5, CPU), parameter_shapes(model), 1)
+    torch.manual_seed(0)
+    reference = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    for name, own in reference.named_parameters():
+        assert made[name].std() == pytest.approx(own.std().item(), rel=0.25, abs=1e-8), name
+        assert made[name].mean() == pytest.approx(own.mean().item(), abs=0.1 * own.std().item() + 1e-3), name
+
+
+def without(monkeypatch, kind):
+    """Llama as a class that leaves modules of one kind out of `_init_weights`."""
+    plain = LlamaPreTrainedModel._init_weights
+    monkeypatch.setattr(
+        LlamaPreTrainedModel,
+        "_init_weights",
+        lambda self, module: None if isinstance(module, kind) else plain(self, module),
+    )
+    return skeleton("llama")
+
+
+@pytest.mark.parametrize(
+    "kind, names", [(nn.Linear, ["model.layers.0.mlp.up_proj.weight"]), (nn.Embedding, ["model.embed_tokens.weight"])]
+)
+def test_torchs_own_modules_are_set_as_their_constructors_do(monkeypatch, kind, names):
+    model = without(monkeypatch, kind)
+    made = read_all(random_weights(model, 5, CPU), parameter_shapes(model), 3)
+    assert all(tensor.isfinite().all() for tensor in made.values())
+    for name in names:
+        shape = made[name].shape
+        own = nn.Embedding(*shape) if kind is nn.Embedding else nn.Linear(shape[1], shape[0])
+        assert made[name].std() == pytest.approx(own.weight.std().item(), rel=0.1), name
+
+
+def test_a_parameter_that_nothing_sets_is_refused_by_name_before_it_is_drawn(monkeypatch):
+    with pytest.raises(
+        InputError, match=r"(?s)does not set 5 of its parameters.*layers.0.input_layernorm.weight.*--model_name"
+    ):
+        random_weights(without(monkeypatch, LlamaRMSNorm), 5, CPU)
