@@ -189,16 +189,21 @@ def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
         raise InputError(f"{path}: {kind}")
     try:
         quantised = quantised_weights(json.loads(file.read_text(encoding="utf-8")), file)
-        if quantised is not None:
-            raise InputError(quantised)
+    except (OSError, ValueError) as error:
+        raise InputError(_why_not_read(path, error)) from error
+    if quantised is not None:
+        raise InputError(quantised)
+    try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # each class of configs raises what it likes for values that do not fit together
         raise InputError(_why_not_read(path, error)) from error
     return config
 
 
 def _why_not_read(path: Path, error: Exception) -> str:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = next(
+        (line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()), type(error).__name__
+    )
     if "trust_remote_code" in str(error):
         return (
             f"{path}: the model comes with Python code of its own (auto_map in config.json), which runs only where you say "

@@ -43,8 +43,8 @@ def build_skeleton(
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 hf_config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
             )
-    except ValueError as error:
-        raise InputError(_why_not_built(hf_config, attn_implementation, str(error))) from error
+    except Exception as error:  # a class raises what it likes for settings that do not fit together
+        raise InputError(_why_not_built(hf_config, attn_implementation, error)) from error
     _refuse_saved_buffers(model)
     place_buffers(model, device)
     return model
@@ -60,15 +60,17 @@ def _refuse_saved_buffers(model: PreTrainedModel) -> None:
         )
 
 
-def _why_not_built(hf_config: PretrainedConfig, attn_implementation: str, error: str) -> str:
-    if "attention implementation" in error:
+def _why_not_built(hf_config: PretrainedConfig, attn_implementation: str, error: Exception) -> str:
+    if "attention implementation" in str(error):
         return (
             f"models of type {hf_config.model_type} have no {attn_implementation} attention in transformers "
             f"{transformers.__version__}; pass --attn_implementation eager"
         )
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
     return (
         f"transformers {transformers.__version__} cannot build a causal language model of type {hf_config.model_type}: "
-        f"{error.splitlines()[0]}"
+        f"{kind}{reason}. Check its config.json."
     )
 
 

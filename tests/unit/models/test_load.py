@@ -125,6 +125,25 @@ def test_a_model_with_code_of_its_own_names_the_flag(tmp_path: Path) -> None:
         find(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"num_attention_heads": 5}, "hidden size|hidden_size"),
+        ({"model_type": "of_next_year"}, "of_next_year"),
+        (
+            {"rope_parameters": {"rope_type": "of_next_year"}},
+            "cannot build a causal language model of type llama: KeyError .of_next_year",
+        ),
+        ({"hidden_size": "large"}, "hidden_size"),
+    ],
+)
+def test_a_config_whose_values_do_not_fit_is_named(tmp_path: Path, changes: dict[str, object], says: str) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(InputError, match=f"(?s){tmp_path}.*({says})|({says})"):
+        find(tmp_path).settled(allow_unused=False)
+
+
 def test_an_adapter_in_the_place_of_a_model_says_so(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
     with pytest.raises(InputError, match=r"holds an adapter .* for owner/base, not a model"):

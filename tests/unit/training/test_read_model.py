@@ -71,5 +71,15 @@ def test_a_vocabulary_that_does_not_hold_the_tokenizer_is_refused(nano: Path, mo
 
 
 def test_a_model_without_a_limit_of_positions_takes_any_context(nano: Path) -> None:
-    model = of_type(nano, "xlnet", "--context_size", "512", max_position_embeddings=None)
+    model = of_type(
+        nano,
+        "xlnet",
+        "--context_size",
+        "512",
+        "--attn_implementation",
+        "eager",
+        max_position_embeddings=None,
+        head_dim=None,
+        d_head=16,
+    )
     assert model.source.hf_config.max_position_embeddings == -1
