@@ -5,7 +5,8 @@
     python tools/inspect_data.py --config run.yaml --sample 12000 12001   # what lies at these positions of the run
 
 Takes the settings of train.py, of which it needs no run folder. Prints records, tokens, the share of target tokens, a histogram of
-lengths, padding, truncations and duplicates for each source, then decoded rows. What it tokenises is kept, and training starts from it.
+lengths, padding, truncations and duplicates for each source, then decoded rows. What it tokenises is kept, and training starts
+from it.
 """
 
 import sys

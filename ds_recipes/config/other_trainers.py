@@ -61,7 +61,7 @@ SAME_MEANING: dict[str, str] = {
     "adam_beta1": "beta1 adam_b1",
     "adam_beta2": "beta2 adam_b2",
     "sgd_momentum": "momentum",
-    "max_grad_norm": "clip_grad gradient_clipping grad_clip gradient_clip_val clip_grad_norm max_norm gradient_clip",
+    "max_grad_norm": "clip_grad grad_clip_norm gradient_clipping grad_clip gradient_clip_val clip_grad_norm max_norm gradient_clip",
     "weight_decay": "wd",
     "save_checkpoint_path": "output_dir save save_dir save_folder save_path out_dir output_path output_folder save_model_dir",
     "load_checkpoint_path": "load load_path load_dir checkpoint_load_path",
@@ -89,6 +89,7 @@ BF16, FP16 = "write --precision bf16", "write --precision fp16"
 SHARDED = "there is no tensor, pipeline or sequence parallelism here: ZeRO and FSDP2 shard the model over all ranks. Leave it out"
 ONE_COURSE = "evaluation and saving follow eval_interval and save_interval_iteration; leave it out"
 
+STAGE = "the stage in the DeepSpeed JSON (--ds_config) holds for FSDP2 too: 3 is full sharding"
 BATCH = "write --batch_size_training (rows a rank a micro-step) or --global_batch_size (rows an optimizer step)"
 CONTINUED = "a run folder with checkpoints is continued by itself; leave it out"
 TENSORBOARD = "write --tensorboard; the files go into the run folder"
@@ -153,10 +154,15 @@ HINTS: dict[str, str] = {
     "zero_stage": 'write "zero_optimization": {"stage": 3} in the DeepSpeed JSON (--ds_config)',
     "fsdp": "write --engine fsdp",
     "fsdp_config": "write --engine fsdp; the DeepSpeed JSON (--ds_config) tells FSDP2 too",
-    "fsdp_sharding_strategy": "the stage in the DeepSpeed JSON (--ds_config) holds for FSDP2 too: 3 is full sharding",
+    "fsdp_sharding_strategy": STAGE,
     "activation_checkpointing_kwargs": "write --activation_checkpointing; its details stand in the DeepSpeed JSON (--ds_config)",
     "gradient_checkpointing_kwargs": "write --activation_checkpointing; its details stand in the DeepSpeed JSON (--ds_config)",
     "use_liger_kernel": "it has no counterpart; the loss is computed in chunks inside the head all the same. Leave it out",
+    "tokenizer_type": "the tokenizer's folder says what it is; leave it out",
+    "sliding_window_size": "the model's config.json says it; leave it out",
+    "split": "write --validation_split 0.05, or --validation_data",
+    "sharding_strategy": STAGE,
+    "checkpoint_type": "write --checkpoint_format, or leave it out: a checkpoint belongs to no number of ranks",
     "tensor_model_parallel_size": SHARDED,
     "pipeline_model_parallel_size": SHARDED,
     "context_parallel_size": SHARDED,

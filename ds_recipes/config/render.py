@@ -27,8 +27,8 @@ def help_text() -> str:
         "",
         *textwrap.wrap(
             "Every setting is a flag and, without the dashes, a key of the run file. A flag wins over the run file, the run "
-            "file over the default. A flag of a true/false setting can stand alone. Dashes in a name are taken for underscores; ~ and $NAME "
-            "in a path are expanded.",
+            "file over the default. A flag of a true/false setting can stand alone. Dashes in a name are taken for underscores; "
+            "~ and $NAME in a path are expanded.",
             width,
         ),
         "",
