@@ -35,6 +35,10 @@ class InputError(DsRecipesError):
     exit_status: ClassVar[int] = 2
 
 
+class NoRecordsError(InputError):
+    """A data file is fine and holds no record. It is left out where a folder or a pattern stands for it."""
+
+
 class WorldError(DsRecipesError):
     """The launcher's environment is contradictory, incomplete, or not the world that was expected."""
 

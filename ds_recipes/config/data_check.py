@@ -19,14 +19,19 @@ def data_files(config: Config, name: str) -> Iterator[str]:
         path = parse_data_path(text)
         if path.hub is not None:
             continue
-        where = where_given(config, name, text)
+        where, hint = where_given(config, name, text), ""
+        if path.weight is not None:
+            hint = f". What stands before the first colon was read as its weight; a path that begins so is written ./{text}"
+            if Path(text).exists():
+                yield f"{where}: there is {text}, but {path.weight:g} was read as a weight of {path.text}. Write ./{text}"
+                continue
         try:
             files = find_files(path.text)
         except ValueError as error:
-            yield f"{where}: {error}"
+            yield f"{where}: {error}{hint}"
             continue
         for number, file in enumerate(files):
-            yield from _file(where, file, file == Path(path.text), number < OPENED_FILES)
+            yield from _file(where, file, file == Path(path.text), number < OPENED_FILES, hint)
 
 
 def format_files(config: Config) -> Iterator[str]:
@@ -44,12 +49,12 @@ def format_files(config: Config) -> Iterator[str]:
             yield f"{where_given(config, 'dataset', config.data.dataset)}: {own_problem}"
 
 
-def _file(where: str, file: Path, is_named: bool, opens: bool) -> Iterator[str]:
+def _file(where: str, file: Path, is_named: bool, opens: bool, hint: str) -> Iterator[str]:
     which = where if is_named else f"{where}: {file}"
     try:
         if not file.exists():
-            yield f"{which}: there is no such file{similar(file)}"
-        elif file.is_file() and file.stat().st_size == 0:
+            yield f"{which}: there is no such file{similar(file)}{hint}"
+        elif is_named and file.is_file() and file.stat().st_size == 0:
             yield f"{which}: the file is empty; name one with a JSON object a line, or a JSON array"
         elif file.is_file() and opens:
             with file.open("rb") as opened:

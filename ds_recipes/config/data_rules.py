@@ -77,7 +77,10 @@ def _paths(draft: Draft) -> Iterator[str]:
             yield f"{draft.describe(name)}: validation data take no weights. Name the path alone."
         elif with_weight and len(with_weight) < len(paths):
             plain = next(path for path in paths if path.weight is None)
-            yield f"{draft.describe(name)}: {plain.text} has no weight, but others have. Give every path one, or none."
+            yield (
+                f"{draft.describe(name)}: {plain.text} has no weight, but {with_weight[0].text} has {with_weight[0].weight:g}. "
+                "Give every path one, or none; a path whose own name begins like a weight is written ./NAME."
+            )
         twice = {path.text for path in paths if [other.text for other in paths].count(path.text) > 1}
         if twice:
             yield (

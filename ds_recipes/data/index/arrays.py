@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ds_recipes.data.index.raw import MAX_RECORD_BYTES
-from ds_recipes.errors import InputError
+from ds_recipes.errors import InputError, NoRecordsError
 
 WINDOW_BYTES = 1 << 22
 NEAR_THE_END = 16
@@ -43,7 +43,7 @@ def scan_array(stream: BinaryIO, path: Path, body: int, window_bytes: int = WIND
     window.at += 1  # the opening bracket, which whoever calls this has seen
     window.skip_space()
     if window.char() == "]":
-        raise InputError(f"{path}: holds no records, only an empty array. Name a file with records.")
+        raise NoRecordsError(f"{path}: holds no records, only an empty array. Name a file with records.")
     while True:
         start, line = window.start + window.at, window.line()
         window.skip_value()

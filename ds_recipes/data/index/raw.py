@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ds_recipes.errors import InputError
+from ds_recipes.errors import InputError, NoRecordsError
 
 MAX_RECORD_BYTES = 1 << 28
 """An entry that is longer is refused when it is read."""
@@ -107,14 +107,14 @@ def shape_of(path: Path) -> Shape:
     with open_raw(path) as stream, reading(path):
         head = stream.read(HEAD_BYTES)
         if not head:
-            raise InputError(f"{path}: is empty. Name a file with one JSON object a line, or a JSON array.")
+            raise NoRecordsError(f"{path}: is empty. Name a file with one JSON object a line, or a JSON array.")
         _check_is_text(path, head)
         body = len(BOM) if head.startswith(BOM) else 0
         part = head[body:]
         while part and not part.strip():
             part = stream.read(BUFFER_BYTES)
     if not part:
-        raise InputError(f"{path}: holds no records, only blank lines. Name a file with one JSON object a line.")
+        raise NoRecordsError(f"{path}: holds no records, only blank lines. Name a file with one JSON object a line.")
     return Shape(compression, part.lstrip().startswith(b"["), body)
 
 

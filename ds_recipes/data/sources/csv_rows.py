@@ -15,7 +15,7 @@ from ds_recipes.data.sources.csv_layout import ends_in_quotes, find_rows
 from ds_recipes.data.sources.entries import ByteEntries, Layout
 from ds_recipes.data.sources.messages import NotARecord, first_line, named, not_utf8
 from ds_recipes.data.sources.record import Bad
-from ds_recipes.errors import InputError
+from ds_recipes.errors import InputError, NoRecordsError
 
 BLOCK_BYTES = 1 << 22
 FIX = "Fix or remove the row."
@@ -39,7 +39,7 @@ def open_csv(path: Path, cache: Path, progress: Progress | None = None) -> ByteE
     assert rows.lines is not None
     layout = Layout(rows.starts[header + 1 :], rows.ends[header + 1 :], rows.lines[header + 1 :])
     if len(layout.starts) == 0:
-        raise InputError(f"{path}: holds no records, only a header. Name a file with rows.")
+        raise NoRecordsError(f"{path}: holds no records, only a header. Name a file with rows.")
     parse = RowParser(fields, last_entry=len(layout.starts) - 1)
     return ByteEntries(str(path), fingerprint, content, layout, parse, IF_TOO_LONG)
 

@@ -17,7 +17,7 @@ from ds_recipes.data.index.cache import Progress, file_fingerprint
 from ds_recipes.data.sources.arrow_rows import batch_rows, records_of
 from ds_recipes.data.sources.messages import first_line, named, quoted
 from ds_recipes.data.sources.record import Bad, Record, even_cuts, is_inside
-from ds_recipes.errors import InputError
+from ds_recipes.errors import InputError, NoRecordsError
 from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
 from ds_recipes.world.hang.activity import here
 
@@ -136,7 +136,7 @@ def _rows(
     name: str, dataset: "datasets.Dataset", files: list[Path], cache: Path, progress: Progress | None
 ) -> ArrowRows:
     if len(dataset) == 0:
-        raise InputError(f"{name}: {NO_RECORDS}")
+        raise NoRecordsError(f"{name}: {NO_RECORDS}")
     digest = xxhash.xxh3_128()
     for file in files:
         digest.update(bytes.fromhex(file_fingerprint(file, cache, progress)))
@@ -151,7 +151,7 @@ def _data_files(folder: Path) -> list[Path]:
         raise InputError(f"{folder / STATE_FILE}: does not list the files. Save the data set again.")
     names = [_file_name(folder, entry) for entries in lists for entry in entries]
     if not names:
-        raise InputError(f"{folder}: {NO_RECORDS}")
+        raise NoRecordsError(f"{folder}: {NO_RECORDS}")
     for name in names:
         path = folder / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not is_inside(path, folder):

@@ -12,7 +12,7 @@ import xxhash
 
 from ds_recipes.data.index.cache import Progress, file_fingerprint
 from ds_recipes.data.index.raw import open_packed
-from ds_recipes.errors import InputError
+from ds_recipes.errors import InputError, NoRecordsError
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, code of the dtype, sequences, entries of the document index
@@ -96,7 +96,7 @@ class MegatronFile:
                 f"has {size:,} bytes, but {sequences:,} sequences and {entries:,} entries of documents need {expected:,}"
             )
         if sequences == 0 or entries < 2:
-            raise self._wrong("holds no documents")
+            raise NoRecordsError(f"{self._idx}: holds no documents. {AGAIN}")
         index = np.memmap(self._idx, np.uint8, "r")
         lengths_end = HEADER.size + 4 * sequences
         pointers_end = lengths_end + 8 * sequences

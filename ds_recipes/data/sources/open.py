@@ -11,7 +11,7 @@ from ds_recipes.data.sources.jsonl import open_json
 from ds_recipes.data.sources.megatron import is_megatron
 from ds_recipes.data.sources.record import Source
 from ds_recipes.data.sources.tables import MAGIC, ParquetFile
-from ds_recipes.errors import InputError
+from ds_recipes.errors import InputError, NoRecordsError
 
 CSV_SUFFIXES = (".csv", ".csv.gz", ".csv.zst")
 
@@ -22,7 +22,7 @@ def open_source(file: Path | HubData, cache: Path, progress: Progress | None = N
     JSONL and JSON arrays may be called anything, Parquet files too; a CSV file is one by its name.
 
     Raises:
-        InputError: it is missing, unreadable, empty or of an unknown kind.
+        InputError: it is missing, unreadable or of an unknown kind; NoRecordsError: it holds no record.
     """
     if isinstance(file, HubData):
         return open_hub(file, cache, progress)
@@ -30,6 +30,8 @@ def open_source(file: Path | HubData, cache: Path, progress: Progress | None = N
         return open_saved(file, cache, progress)
     with open_packed(file) as opened, reading(file):
         magic = opened.read(len(MAGIC))
+    if not magic and file.suffix in (".parquet", ".bin"):
+        raise NoRecordsError(f"{file}: is empty. Get or write the file again.")
     assert not is_megatron(file), "token files are no records; see megatron.py"
     name = file.name.lower()
     if name.endswith(".parquet") or magic == MAGIC:

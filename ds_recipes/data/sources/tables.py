@@ -13,7 +13,7 @@ from ds_recipes.data.sources.arrow_rows import batch_rows, records_of
 from ds_recipes.data.sources.content import CHANGED, file_state
 from ds_recipes.data.sources.messages import first_line, named
 from ds_recipes.data.sources.record import Bad, Record, even_cuts
-from ds_recipes.errors import InputError
+from ds_recipes.errors import InputError, NoRecordsError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -47,7 +47,7 @@ class ParquetFile:
         self._group_bytes = [group.total_byte_size for group in groups]
         rows = [group.num_rows for group in groups]
         if min(rows, default=0) < 0 or sum(rows) == 0:
-            raise InputError(f"{path}: holds no records. Name a file with rows.")
+            raise NoRecordsError(f"{path}: holds no records. Name a file with rows.")
         self._first_rows = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])  # [row groups + 1]
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:

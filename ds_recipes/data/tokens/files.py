@@ -84,7 +84,7 @@ def open_entries(place: Path | HubData, cache: Path, progress: Progress | None =
     """Open a file of either kind.
 
     Raises:
-        InputError: it is missing, unreadable, empty or of an unknown kind.
+        InputError: it is missing, unreadable or of an unknown kind; NoRecordsError: it holds no record.
     """
     if isinstance(place, Path) and is_megatron(place):
         return TokenFile(place, cache, progress)

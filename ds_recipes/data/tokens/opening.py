@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import xxhash
@@ -15,7 +15,7 @@ from ds_recipes.data.tokens.files import DataFile, describe
 from ds_recipes.data.tokens.make import Stopped
 from ds_recipes.data.tokens.peers import Peers
 from ds_recipes.data.tokens.progress import Ticker
-from ds_recipes.errors import InputError
+from ds_recipes.errors import InputError, NoRecordsError
 from ds_recipes.world.channel import name_ranks
 from ds_recipes.world.group import World
 from ds_recipes.world.hang.activity import progress
@@ -55,11 +55,14 @@ def find_places(path: DataPath, cache: Path | None, fallback_cache: Path | None)
 
 def open_together(
     path: DataPath, places: Sequence[Place], peers: Peers, world: World, say: Say
-) -> tuple[DataFile, ...]:
+) -> tuple[tuple[DataFile, ...], tuple[str, ...]]:
     """Open every file on every rank; of those that share a folder, one indexes a file. Every rank must call it.
 
+    Second: the names of files without a record, which are left out where a folder or a pattern stands for them.
+
     Raises:
-        InputError: on all ranks: a file cannot be opened, ranks see different bytes, or records and tokens are mixed.
+        InputError: on all ranks: a file cannot be opened, none has a record, ranks see different bytes, or records and
+            tokens are mixed.
     """
     phase = f"reading {path.text}"
     ticker = Ticker(say if world.rank == 0 else None)
@@ -88,7 +91,7 @@ def open_together(
             ticker.tick(latest[0])
 
     work_together(world, phase, open_share, lambda: None, hear, given_up.set)
-    files = world.check(phase, lambda: tuple(known.get(place) or describe(*place) for place in places))
+    files, empty = world.check(phase, lambda: _without_empty(path, places, known))
     content = str(xxhash.xxh3_128(",".join(file.fingerprint for file in files).encode()).hexdigest())
     check_same(
         world,
@@ -98,7 +101,28 @@ def open_together(
         "read other bytes than rank 0. Copy the files again, or put them on a shared disk.",
     )
     world.check(phase, lambda: _check_one_kind(path, files))
-    return files
+    return files, empty
+
+
+def _without_empty(
+    path: DataPath, places: Sequence[Place], known: Mapping[Place, DataFile]
+) -> tuple[tuple[DataFile, ...], tuple[str, ...]]:
+    """The files that hold a record, opened if they are not `known`, and the names of the others."""
+    named = Path(path.text)
+    files, empty = [], []
+    for place in places:
+        try:
+            files.append(known.get(place) or describe(*place))
+        except NoRecordsError:
+            # A pair of token files is named by either, or by what both names begin with.
+            if path.hub is not None or place[0] in (named, named.with_suffix(".bin"), Path(f"{named}.bin")):
+                raise
+            empty.append(str(place[0]))
+    if not files:
+        raise InputError(
+            f"{path.text}: none of its {len(empty):,} files holds a record; the first is {empty[0]}. Name other files."
+        )
+    return tuple(files), tuple(empty)
 
 
 def check_same(world: World, phase: str, value: str, problem: str, advice: str) -> None:

@@ -38,6 +38,7 @@ VERSION = 1
 EXACT_PARTS = "parts joined exactly"
 
 KEY_DIGITS = 20
+SHOWN_FILES = 8
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def open_documents(path: DataPath, recipe: Recipe, world: World, say: Callable[[
     places = world.check(phase, lambda: find_places(path, recipe.cache, recipe.fallback_cache))
     cache = places[0][1]
     peers = find_peers(world, cache)
-    files = open_together(path, places, peers, world, say)
+    files, empty = open_together(path, places, peers, world, say)
     world.check(phase, lambda: _check_streamable(files, recipe))
     identity = _Identity.of(files, recipe, record_format)
     _check_agreement(path, identity, world, phase)
@@ -96,7 +97,8 @@ def open_documents(path: DataPath, recipe: Recipe, world: World, say: Callable[[
         build(path.text, task, recipe.workers, peers, world, say)
     elif world.rank == 0:
         say(f"tokens of {path.text}: taken from {folder}")
-    return world.check(phase, lambda: _open(path.text, folder, files, recipe, record_format, identity))
+    notes = (*_left_out(empty, len(places)), *(note for file in files for note in file.notes))
+    return world.check(phase, lambda: _open(path.text, folder, files, recipe, record_format, identity, notes))
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,13 @@ def _task(folder: Path, files: tuple[DataFile, ...], recipe: Recipe) -> Task:
 
 
 def _open(
-    name: str, folder: Path, files: tuple[DataFile, ...], recipe: Recipe, record_format: Format, identity: _Identity
+    name: str,
+    folder: Path,
+    files: tuple[DataFile, ...],
+    recipe: Recipe,
+    record_format: Format,
+    identity: _Identity,
+    notes: tuple[str, ...],
 ) -> Documents:
     wait_until(lambda: read_summary(folder) is not None, SHOWN_SECONDS)  # another rank may have written it just now
     summary = read_summary(folder)
@@ -177,7 +185,6 @@ def _open(
     table = Table.open(folder / "documents")
     opened = OpenFiles(files)
     ids = _ids(folder, opened, table, summary, recipe, record_format)
-    notes = tuple(note for file in files for note in file.notes)
     origin = Origin(
         name, identity.fingerprint, summary.num_bad, first_bad, summary.num_left_out, notes, summary.remarks
     )
@@ -191,6 +198,14 @@ def _ids(folder: Path, opened: OpenFiles, table: Table, summary: Summary, recipe
     if not recipe.streaming:
         return StoredIds(folder, summary.parts, table.offsets, dtype)
     return StreamedIds(opened, table.place, record_format, recipe.encoder, table.offsets, table.hashes)
+
+
+def _left_out(empty: Sequence[str], num_files: int) -> list[str]:
+    if not empty:
+        return []
+    more = f" and {len(empty) - SHOWN_FILES:,} more" if len(empty) > SHOWN_FILES else ""
+    shown = ", ".join(empty[:SHOWN_FILES])
+    return [f"{len(empty):,} of {num_files:,} files hold no record and were left out: {shown}{more}"]
 
 
 def _nothing_usable(name: str, summary: Summary, first_bad: Sequence[str]) -> InputError:

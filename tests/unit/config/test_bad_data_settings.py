@@ -33,7 +33,8 @@ FLAGS = {
 
 TRAIN_DATA = {
     "0.7:a b": (
-        "--train_data is 0.7:a b (command line): b has no weight, but others have. Give every path one, or none."
+        "--train_data is 0.7:a b (command line): b has no weight, but a has 0.7. Give every path one, "
+        "or none; a path whose own name begins like a weight is written ./NAME."
     ),
     "0:a": "train_data has a weight of 0 in '0:a'; a weight must be above 0 (command line)",
     "a b a": (

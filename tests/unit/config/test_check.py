@@ -63,6 +63,20 @@ CASES = {
         "--train_data run (command line): is a folder without data files (.jsonl, .json, .jsonl.gz, .json.gz, "
         ".jsonl.zst, .json.zst, .parquet, .csv, .bin)"
     ),
+    ("train_data", "2024:10/x.jsonl"): (
+        "--train_data 2024:10/x.jsonl (command line): there is no such file (10 does not exist); check the path (looked in "
+        "HERE). What stands before the first colon was read as its weight; a path that begins so is written "
+        "./2024:10/x.jsonl"
+    ),
+    ("train_data", "12:*.csv"): (
+        "--train_data 12:*.csv (command line): no file matches this pattern. What stands before the first colon was read "
+        "as its weight; a path that begins so is written ./12:*.csv"
+    ),
+    ("train_data", "2:run"): (
+        "--train_data 2:run (command line): is a folder without data files (.jsonl, .json, .jsonl.gz, .json.gz, "
+        ".jsonl.zst, .json.zst, .parquet, .csv, .bin). What stands before the first colon was read as its weight; a path "
+        "that begins so is written ./2:run"
+    ),
     ("train_data", "data/*.csv"): "--train_data data/*.csv (command line): no file matches this pattern",
     ("prompt_template", "gone.json"): (
         "--prompt_template gone.json (command line): there is no such file; check the path (looked in HERE)"
@@ -111,6 +125,23 @@ def test_what_cannot_be_used_is_one_line(name: str, value: str, here: Path) -> N
     Path("broken").mkdir()
     Path("broken/config.json").touch()
     assert problems(**{name: value}) == [CASES[name, value]]
+
+
+def test_a_file_of_the_whole_name_is_not_taken_for_one_with_a_weight(here: Path) -> None:
+    for name in ("10/x.jsonl", "2024:10/x.jsonl"):
+        Path(name).parent.mkdir()
+        Path(name).write_text('{"text": "a"}\n')
+    assert problems(train_data="2024:10/x.jsonl") == [
+        "--train_data 2024:10/x.jsonl (command line): there is 2024:10/x.jsonl, but 2024 was read as a weight of 10/x.jsonl. "
+        "Write ./2024:10/x.jsonl"
+    ]
+    assert problems(train_data="./2024:10/x.jsonl") == problems(train_data="2024.0:10/x.jsonl") == []
+
+
+def test_empty_parts_of_a_folder_or_pattern_are_no_problem(here: Path) -> None:
+    Path("data/none.jsonl").touch()
+    assert problems(train_data="data") == problems(train_data="data/*.jsonl") == []
+    assert "data/none.jsonl" in problems(train_data="data/none.jsonl")[0]
 
 
 def test_all_files_are_reported_at_once(here: Path) -> None:
