@@ -6,8 +6,9 @@ from pathlib import Path
 
 import xxhash
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from ds_recipes.data.tokenizer_file import load_as_in_file
 from ds_recipes.errors import InputError
 from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
 
@@ -15,10 +16,11 @@ VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken
 
 
 def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """Load the fast tokenizer of a folder or of a hub id.
+    """Load the fast tokenizer of a folder or of a hub id, with the tokens of its tokenizer.json; see `tokenizer_file.py`.
 
     Raises:
-        InputError: there is no such tokenizer, it has no fast version, or no end-of-text (EOS) token.
+        InputError: there is no such tokenizer, it has no fast version, no end-of-text (EOS) token, or cannot be loaded as its
+            tokenizer.json says.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -120,15 +122,9 @@ def _check_folder(folder: Path) -> None:
 
 def _load(name: str, trust_remote_code: bool, local_files_only: bool, advice: str) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=trust_remote_code, local_files_only=local_files_only
-        )
+        return load_as_in_file(name, trust_remote_code, local_files_only)
+    except InputError:
+        raise
     except Exception as error:  # the tokenizers library raises nothing narrower for a file that it cannot read
-        if "trust_remote_code" in str(error):
-            raise InputError(
-                f"tokenizer {name}: comes with Python code of its own (auto_map in tokenizer_config.json or config.json), which "
-                "runs only where you say so. Read that code, then pass --trust_remote_code."
-            ) from error
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"tokenizer {name}: cannot be loaded ({first_line}). {advice}") from error
-    return tokenizer

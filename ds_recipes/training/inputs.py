@@ -13,11 +13,13 @@ from ds_recipes.config.hang_settings import START, TOKENISE
 from ds_recipes.config.schema import Config
 from ds_recipes.data.reading import Reading, read_corpora
 from ds_recipes.data.tokenizer import add_tokens, check_special_ids, load_tokenizer, rows_for
+from ds_recipes.data.tokenizer_file import bos_note, loading_note
 from ds_recipes.errors import CheckpointError, InputError
 from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.load import ModelSource, find_model
 from ds_recipes.models.skeleton import parameter_shapes
 from ds_recipes.models.vocabulary import eos_note, rows_needed
+from ds_recipes.training.model_files import check_tokenizer_comes_back, model_files
 from ds_recipes.world.group import World
 
 
@@ -56,6 +58,7 @@ def read_model(config: Config, world: World, saved: Manifest | None) -> Model:
     source, notes = world.check("vocabulary", lambda: fit_vocabulary(config, found, tokenizer))
     skeleton = world.check("model", lambda: source.skeleton(torch.float32, attention, torch.device("cpu")))
     world.check("export", lambda: _check_export(skeleton) if world.rank == 0 else None)
+    world.check("exported tokenizer", lambda: _check_tokenizer(config, world, source, skeleton, tokenizer))
     return Model(source, skeleton, tokenizer, (*in_files, *notes))
 
 
@@ -106,7 +109,8 @@ def fit_vocabulary(
     Raises:
         InputError: a special token's id has no row, or the model's vocabulary cannot grow.
     """
-    model, notes = config.model, []
+    model = config.model
+    notes = [note for note in (loading_note(tokenizer), bos_note(tokenizer)) if note]
     if model.added_tokens or model.pad_vocabulary_to is not None:
         rows = rows_needed(rows_for(tokenizer), source.vocabulary_size, model.pad_vocabulary_to)
         if rows != source.vocabulary_size:
@@ -118,6 +122,18 @@ def fit_vocabulary(
     check_special_ids(tokenizer, source.vocabulary_size)
     note = eos_note(tokenizer, source.hf_config, source.folder)
     return source, (*notes, *([note] if note else []))
+
+
+def _check_tokenizer(
+    config: Config, world: World, source: ModelSource, skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """See that what the run saves is loaded with the tokens that it trains on.
+
+    That is open where transformers would have loaded the tokenizer otherwise, or it is not the one of this model.
+    """
+    is_open = loading_note(tokenizer) is not None or config.model.tokenizer_name is not None
+    if is_open and world.rank == 0:
+        check_tokenizer_comes_back(model_files(source, skeleton, tokenizer), tokenizer, source.trust_remote_code)
 
 
 def _keep_chat_template(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,12 +2,16 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+import transformers
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from ds_recipes.checkpoint.export.transformers4 import TOKENIZER_CONFIG, TOKENIZER_JSON, portable_tokenizer_config
+from ds_recipes.data.tokenizer_file import first_difference
+from ds_recipes.errors import InputError
 from ds_recipes.models.load import ModelSource
 
 
@@ -64,3 +68,31 @@ def _origin(tokenizer: PreTrainedTokenizerBase) -> Path | None:
         _raise_exceptions_for_gated_repo=False,
     )
     return None if found is None else Path(found).parent
+
+
+def check_tokenizer_comes_back(
+    files: Mapping[str, bytes], tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool
+) -> None:
+    """See that transformers reads these files as the tokenizer that they were made from.
+
+    Raises:
+        InputError: it makes another one of them, with both results: models of some types get their own tokenizer's class,
+            whatever the files say.
+    """
+    if type(tokenizer).__module__.startswith("transformers_modules"):  # its code decides, which is not read here
+        return
+    with tempfile.TemporaryDirectory() as name:
+        for file, content in files.items():
+            (Path(name) / file).write_bytes(content)
+        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=True)
+    difference = first_difference(tokenizer.backend_tokenizer, loaded.backend_tokenizer)
+    if difference is None:
+        return
+    other, origin = type(loaded).__name__, tokenizer.name_or_path
+    rebuilt = f"{Path(origin).name}-rebuilt"
+    raise InputError(
+        f"tokenizer {origin}: transformers {transformers.__version__} loads the tokenizer of such a model as {other}, whatever its "
+        f"files say: {difference}. What is trained here would be used with other tokens. Train on those that transformers makes: "
+        f"python -c \"from transformers import {other} as T; T.from_pretrained('{origin}').save_pretrained('{rebuilt}')\", then "
+        f"--tokenizer_name {rebuilt}"
+    )
