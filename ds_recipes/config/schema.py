@@ -46,6 +46,11 @@ class ModelConfig:
     added_tokens: tuple[str, ...] = setting(
         (), "Tokens to add to the tokenizer, never split; the model's embedding grows where it has to."
     )
+    eos_token: str | None = setting(
+        None,
+        "The token that ends a text, such as <|im_end|>: put behind documents, and kept as the tokenizer's eos_token.",
+        default_doc="the tokenizer's own",
+    )
     new_token_init: str = setting(
         "mean",
         "Values of the embedding's new rows. mean: the mean of all old rows; random: the model's own initialisation.",

@@ -15,8 +15,10 @@ from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
 VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")
 
 
-def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, trust_remote_code: bool, eos_token: str | None = None) -> PreTrainedTokenizerBase:
     """Load the fast tokenizer of a folder or of a hub id, with the tokens of its tokenizer.json; see `tokenizer_file.py`.
+
+    With `eos_token` it needs no EOS token of its own; see `use_eos`.
 
     Raises:
         InputError: there is no such tokenizer, it has no fast version, no end-of-text (EOS) token, or cannot be loaded as its
@@ -39,10 +41,10 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
         tokenizer = _load(name, trust_remote_code, offline, advice)
     if not tokenizer.is_fast:
         raise InputError(f"tokenizer {name}: has no fast version (tokenizer.json). Convert it, or use another one.")
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and eos_token is None:
         raise InputError(
-            f"tokenizer {name}: has no EOS token, so a model could not learn to stop. Set eos_token in its "
-            'tokenizer_config.json to the token that ends a text, such as "eos_token": "</s>".'
+            f"tokenizer {name}: has no EOS token, so a model could not learn to stop. Name the token of its vocabulary that "
+            "ends a text with --eos_token, such as --eos_token '</s>'."
         )
     return tokenizer
 
@@ -74,6 +76,20 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int
                 f"{tokenizer.name_or_path} leaves ids out, and tokens cannot be added to it."
             )
     return len(after) - len(before)
+
+
+def use_eos(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
+    """Make a token of the vocabulary the one that ends a text.
+
+    Raises:
+        InputError: the vocabulary does not have it.
+    """
+    if token not in tokenizer.get_vocab():
+        raise InputError(
+            f"--eos_token {token}: tokenizer {tokenizer.name_or_path} has no such token. Check its spelling, or add it with "
+            "--added_tokens."
+        )
+    tokenizer.eos_token = token
 
 
 def rows_for(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -6,15 +6,13 @@ the tensor into ranks gives the same ones. Old rows stay as they are in the fold
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from math import prod
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_recipes.errors import InputError
 from ds_recipes.models.skeleton import parameter_shapes
@@ -195,43 +193,3 @@ def grown_weights(old: RangeReader, skeleton: PreTrainedModel, seed: int, new_ro
             f"{STD_NAMES[0]}, so the size of its initial weights is not known. Use --new_token_init mean."
         )
     return GrownWeights(old, shapes, random_rows(seed, stds[0], shapes))
-
-
-def eos_note(tokenizer: PreTrainedTokenizerBase, hf_config: PretrainedConfig, folder: Path | None = None) -> str | None:
-    """What to tell the user where the model's files end texts with another token than the tokenizer; else None.
-
-    `folder` is the model's, for its generation_config.json.
-
-    Raises:
-        InputError: that file is not JSON.
-    """
-    settings = (hf_config, hf_config.get_text_config())
-    places = {"config.json": [number for each in settings for number in _ids(getattr(each, "eos_token_id", None))]}
-    if folder is not None and (folder / "generation_config.json").exists():
-        places["generation_config.json"] = _generation_ends(folder / "generation_config.json")
-    eos = tokenizer.eos_token_id
-    wrong = [
-        f"{name} ends texts with id {' or '.join(map(str, dict.fromkeys(ids)))}"
-        for name, ids in places.items()
-        if ids and eos not in ids
-    ]
-    if not wrong:
-        return None
-    return (
-        f"the model's {' and its '.join(wrong)}, the tokenizer with id {eos} ({tokenizer.eos_token}): training teaches the "
-        "tokenizer's, and programs that go by the model's files may not stop there. Set eos_token_id in them, or use the "
-        "model's own tokenizer."
-    )
-
-
-def _generation_ends(path: Path) -> list[int]:
-    try:
-        return _ids(json.loads(path.read_text(encoding="utf-8")).get("eos_token_id"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read as generation settings ({error}). Copy the file again.") from error
-
-
-def _ids(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]

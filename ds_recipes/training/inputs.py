@@ -11,14 +11,16 @@ from ds_recipes.checkpoint.export.pieces import plan_pieces
 from ds_recipes.checkpoint.manifest import Manifest
 from ds_recipes.config.hang_settings import START, TOKENISE
 from ds_recipes.config.schema import Config
+from ds_recipes.data.end_tokens import learned_ends
 from ds_recipes.data.reading import Reading, read_corpora
-from ds_recipes.data.tokenizer import add_tokens, check_special_ids, load_tokenizer, rows_for
+from ds_recipes.data.tokenizer import add_tokens, check_special_ids, load_tokenizer, rows_for, use_eos
 from ds_recipes.data.tokenizer_file import bos_note, loading_note
 from ds_recipes.errors import CheckpointError, InputError
 from ds_recipes.models.attention import choose_attention
+from ds_recipes.models.end_tokens import EndTokens, find_end_tokens
 from ds_recipes.models.load import ModelSource, find_model
 from ds_recipes.models.skeleton import parameter_shapes
-from ds_recipes.models.vocabulary import eos_note, rows_needed
+from ds_recipes.models.vocabulary import rows_needed
 from ds_recipes.training.model_files import check_tokenizer_comes_back, model_files
 from ds_recipes.world.group import World
 
@@ -38,6 +40,7 @@ class Inputs(Model):
     """What a run reads, checked."""
 
     data: Reading
+    ends: EndTokens
 
 
 def read_model(config: Config, world: World, saved: Manifest | None) -> Model:
@@ -86,7 +89,10 @@ def read_inputs(config: Config, world: World, model: Model, say: Callable[[str],
     data = read_corpora(config, model.tokenizer, model.source.vocabulary_size, world, say)
     world.doing("reading the data is done", START)
     world.check("chat template", lambda: _keep_chat_template(config, model.tokenizer))
-    return Inputs(model.source, model.skeleton, model.tokenizer, model.notes, data)
+    ends = world.check("end tokens", lambda: _end_tokens(model.source, data, model.tokenizer))
+    note = ends.note(model.tokenizer)
+    notes = (*model.notes, *([note] if note else []))
+    return Inputs(model.source, model.skeleton, model.tokenizer, notes, data, ends)
 
 
 def read_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -96,8 +102,10 @@ def read_tokenizer(config: Config) -> PreTrainedTokenizerBase:
         InputError: it cannot be loaded, or a token cannot be added.
     """
     name = config.model.tokenizer_name or config.model.model_name or ""
-    tokenizer = load_tokenizer(name, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(name, config.model.trust_remote_code, config.model.eos_token)
     add_tokens(tokenizer, config.model.added_tokens)
+    if config.model.eos_token is not None:
+        use_eos(tokenizer, config.model.eos_token)
     return tokenizer
 
 
@@ -120,8 +128,11 @@ def fit_vocabulary(
             )
             source = source.resized(rows, model.new_token_init)
     check_special_ids(tokenizer, source.vocabulary_size)
-    note = eos_note(tokenizer, source.hf_config, source.folder)
-    return source, (*notes, *([note] if note else []))
+    return source, tuple(notes)
+
+
+def _end_tokens(source: ModelSource, data: Reading, tokenizer: PreTrainedTokenizerBase) -> EndTokens:
+    return find_end_tokens(source.config_copy(), source.folder, learned_ends(data.corpus, tokenizer))
 
 
 def _check_tokenizer(
@@ -133,7 +144,8 @@ def _check_tokenizer(
     """
     is_open = loading_note(tokenizer) is not None or config.model.tokenizer_name is not None
     if is_open and world.rank == 0:
-        check_tokenizer_comes_back(model_files(source, skeleton, tokenizer), tokenizer, source.trust_remote_code)
+        ends = find_end_tokens(source.config_copy(), source.folder, ())  # what the data teach is not known yet
+        check_tokenizer_comes_back(model_files(source, skeleton, tokenizer, ends), tokenizer, source.trust_remote_code)
 
 
 def _keep_chat_template(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -6,27 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import transformers
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from ds_recipes.checkpoint.export.transformers4 import TOKENIZER_CONFIG, TOKENIZER_JSON, portable_tokenizer_config
 from ds_recipes.data.tokenizer_file import first_difference
 from ds_recipes.errors import InputError
+from ds_recipes.models.end_tokens import GENERATION_CONFIG, EndTokens
 from ds_recipes.models.load import ModelSource
 
 
-def model_files(source: ModelSource, skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+def model_files(
+    source: ModelSource, skeleton: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: EndTokens
+) -> dict[str, bytes]:
     """config.json, generation_config.json and the tokenizer's files, by name; a remote-code model's Python files too."""
     config = source.config_copy()
     config.architectures = [type(skeleton).__name__]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config.save_pretrained(folder)
-        own = None if source.folder is None else source.folder / "generation_config.json"
-        if own is not None and own.exists():
-            (folder / own.name).write_bytes(own.read_bytes())
-        else:
-            GenerationConfig.from_model_config(config).save_pretrained(folder)
+        (folder / GENERATION_CONFIG).write_bytes(ends.generation_config())
         # Several templates go into tokenizer_config.json: every version of transformers reads them there.
         tokenizer.save_pretrained(folder, save_jinja_files=not isinstance(tokenizer.chat_template, dict))
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

@@ -79,7 +79,9 @@ def prepare(config: Config, launch: Launch) -> Run | None:
         launch.nothing_to_do(found.manifest.step, found.path.name)
         return None
     leave_behind(begin, launch.folder, launch.attempt, world, launch.say)
-    files = model_files(inputs.source, inputs.skeleton, inputs.tokenizer) if world.rank == 0 else {}
+    files = {}
+    if world.rank == 0:
+        files = model_files(inputs.source, inputs.skeleton, inputs.tokenizer, inputs.ends)
     first_step = found.manifest.step if found is not None else 0
     check_room(config, launch, shapes, files, first_step, plan.total_steps)
     start = read_start(inputs.source, found, world)

@@ -19,6 +19,7 @@ from ds_recipes.data.tokenizer import add_tokens, check_special_ids, rows_for
 from ds_recipes.engine.base import Engine
 from ds_recipes.engine.checks import check_isolation, check_loss_head
 from ds_recipes.engine.create import create_engine
+from ds_recipes.models.end_tokens import find_end_tokens
 from ds_recipes.models.flops import count_flops
 from ds_recipes.models.load import ModelSource
 from ds_recipes.models.skeleton import tied_names
@@ -117,7 +118,7 @@ def train_and_save(world: World, model: str, multiple: int, run: str) -> dict[st
         1,
         engine,
         state={"identity": {}},
-        files=model_files(source, skeleton, tokenizer),
+        files=model_files(source, skeleton, tokenizer, find_end_tokens(source.hf_config, source.folder, ())),
         probe=(probe_ids, logits),
         tied=tied_names(skeleton),
         world=world,

@@ -15,6 +15,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 import ds_recipes
 from ds_recipes.checkpoint.export.sources import Source
+from ds_recipes.checkpoint.files import read_bytes
+from ds_recipes.models.end_tokens import GENERATION_CONFIG
 
 SETTINGS = (
     "precision",
@@ -57,6 +59,7 @@ def model_card(source: Source, dtype: str) -> str:
         "Base model": _base(base, run),
         "Made from": f"{source.path.name} ({source.kind})",
         "Weights": dtype,
+        "Generation ends at": _ends(source),
         **_progress(source.state),
         **_settings(run, source.state),
     }
@@ -74,6 +77,19 @@ def model_card(source: Source, dtype: str) -> str:
         ]
     )
     return str(ModelCard(text))
+
+
+def _ends(source: Source) -> list[str]:
+    """The tokens at which generation stops, by name where the tokenizer says it."""
+    settings, tokens = (
+        json.loads(read_bytes(source.files[name])) if name in source.files else {}
+        for name in (GENERATION_CONFIG, "tokenizer.json")
+    )
+    ids = settings.get("eos_token_id")
+    names = {token["id"]: token["content"] for token in tokens.get("added_tokens", ())}
+    return [
+        f"{names.get(number, '')} ({number})".strip() for number in (ids if isinstance(ids, list) else [ids]) if ids
+    ]
 
 
 def _run_settings(checkpoint: Path) -> Mapping[str, Any]:

@@ -1,18 +1,16 @@
 """Added tokens are never split, come back from a folder, and every id that a run uses has a row."""
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer, LlamaConfig, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ds_recipes.data.tokenizer import add_tokens, check_special_ids, rows_for, tokenizer_fingerprint
 from ds_recipes.errors import InputError
-from ds_recipes.models.vocabulary import eos_note
 from tests.unit.data.made import make_tokenizer
 
 TOKENS = ("<|user|>", "<think>", "東京都", " spaced ", "the")
@@ -95,27 +93,3 @@ def test_special_tokens_without_a_row_are_refused_by_name(kind: str) -> None:
         InputError, match=rf"its {kind.upper()} token <last> has id {rows - 1}, but .* ids below {rows - 1}\."
     ):
         check_special_ids(tokenizer, rows - 1)
-
-
-def config_ending_with(eos: int | list[int] | None) -> PretrainedConfig:
-    return LlamaConfig(eos_token_id=eos)
-
-
-@pytest.mark.parametrize("eos", [1, [7, 1], None])
-def test_nothing_is_said_where_both_end_texts_alike(eos: int | list[int] | None) -> None:
-    assert make_tokenizer().eos_token_id == 1
-    assert eos_note(make_tokenizer(), config_ending_with(eos)) is None
-
-
-def test_a_difference_is_told_with_both_ids(tmp_path: Path) -> None:
-    note = eos_note(make_tokenizer(), config_ending_with([2, 7]), tmp_path)
-    assert note is not None
-    assert "the model's config.json ends texts with id 2 or 7, the tokenizer with id 1 (</s>)" in note
-    generation = tmp_path / "generation_config.json"
-    generation.write_text(json.dumps({"eos_token_id": 9}))
-    note = eos_note(make_tokenizer(), config_ending_with(1), tmp_path)
-    assert note is not None
-    assert note.startswith("the model's generation_config.json ends texts with id 9, the tokenizer")
-    generation.write_text("[")
-    with pytest.raises(InputError, match="cannot be read as generation settings"):
-        eos_note(make_tokenizer(), config_ending_with(1), tmp_path)
