@@ -12,6 +12,7 @@ from ds_recipes.config.load import load_config
 from ds_recipes.data.tokenizer import load_tokenizer
 from ds_recipes.data.tokenizer_file import bos_note, loading_note
 from ds_recipes.errors import InputError
+from ds_recipes.models.end_tokens import find_end_tokens
 from ds_recipes.training.inputs import read_model
 from ds_recipes.training.model_files import model_files
 from ds_recipes.world.group import solo
@@ -149,7 +150,8 @@ def test_what_a_run_saves_is_loaded_with_the_same_tokens(tmp_path: Path, kind: s
     assert any("read from its tokenizer.json as it is" in note for note in inputs.notes)
     saved = tmp_path / "saved"
     saved.mkdir()
-    for name, content in model_files(inputs.source, inputs.skeleton, inputs.tokenizer).items():
+    ends = find_end_tokens(inputs.source.hf_config, inputs.source.folder, ())
+    for name, content in model_files(inputs.source, inputs.skeleton, inputs.tokenizer, ends).items():
         (saved / name).write_bytes(content)
     assert same(AutoTokenizer.from_pretrained(saved), backend)
     again = load_tokenizer(str(saved), trust_remote_code=False)
