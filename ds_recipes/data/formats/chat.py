@@ -87,7 +87,7 @@ class ChatFormat:
             check_string(text, "the text of the conversation", where)
         targets = whole.ranges(turns)
         text = text[: targets[-1][1]]
-        remarks = (*conversation.remarks, *_unread_in(whole), *_nulls_in(record))
+        remarks = (*conversation.remarks, *_unread_in(whole), *_unwritten_in(whole), *_nulls_in(record))
         return Rendered(text, tuple(targets), text.endswith(self._ends), remarks)
 
     def _template_for(self, conversation: Conversation, where: str) -> str:
@@ -139,7 +139,28 @@ def _unread_in(whole: Whole) -> Iterator[Remark]:
 
 
 def _is_same_without(names: Collection[str], whole: Whole) -> bool:
-    messages = [{name: value for name, value in message.items() if name not in names} for message in whole.messages]
+    return _is_same_of(
+        whole, [{name: value for name, value in message.items() if name not in names} for message in whole.messages]
+    )
+
+
+def _unwritten_in(whole: Whole) -> Iterator[Remark]:
+    """Remarks on messages that the template leaves out: of a role that it does not know, say.
+
+    A template may write a content in other words, as JSON, so whether the text depends on it is tried.
+    """
+    contents = [message["content"].strip() for message in whole.messages]
+    missing = [i for i, content in enumerate(contents) if content and content not in whole.text]
+    for role in dict.fromkeys(whole.messages[i]["role"] for i in missing):
+        without = list(whole.messages)
+        for i in missing:
+            if without[i]["role"] == role:
+                without[i] = without[i] | {"content": ""}
+        if _is_same_of(whole, without):
+            yield UNREAD, f"messages.content of the role {role}"
+
+
+def _is_same_of(whole: Whole, messages: Sequence[Message]) -> bool:
     try:
         return whole.render(messages, False) == whole.text
     except InputError:

@@ -12,6 +12,9 @@ from ds_recipes.errors import InputError
 Message = dict[str, Any]
 
 LISTS = ("messages", "conversations")
+PROMPT_AND_ANSWER = ("prompt", "completion")
+"""Both arrays of messages, as TRL has them: the first are read only."""
+
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 SHAREGPT_ROLES = {
     "system": "system",
@@ -47,21 +50,23 @@ def read_conversation(record: Record) -> Conversation:
         InputError: a field is missing or wrong, a role is unknown, or there is no assistant turn to learn.
     """
     value, where = record.value, record.where
-    name = _name_of_messages(value, where)
-    given = _json(value[name], f"'{name}'", f"{where}: the record") if isinstance(value[name], str) else value[name]
-    if not isinstance(given, list | tuple):
-        raise InputError(f"{where}: '{name}' is {kind(given)}, not an array of messages. {FIX}")
-    messages, learned, remarks = [], [], dict.fromkeys(unread(value, (name, "system", "tools")))
+    names = _names_of_messages(value, where)
+    lists = [_messages(value[name], name, where) for name in names]
+    given = [message for each in lists for message in each]
+    num_read = len(lists[0]) if names == PROMPT_AND_ANSWER else 0
+    messages, learned, remarks = [], [], dict.fromkeys(unread(value, (*names, "system", "tools")))
     for number, message in enumerate(given, 1):
         place = f"{where}: message {number}"
         if not isinstance(message, dict):
             raise InputError(f"{place} is {kind(message)}, not an object with 'role' and 'content'. {FIX}")
         messages.append(_sharegpt(message, place) if _is_sharegpt(message) else _openai(message, place))
-        learned.append(_is_learned(message, place))
+        learned.append(_is_learned(message, place) and number > num_read)
         if messages[-1]["role"] != "assistant":
             # Others are not learned, whatever such a field says. A weight of 1 is often written to all.
             asked = (field for field in MAY_BE_LEARNED if field != "weight" and message.get(field))
-            remarks |= dict.fromkeys((UNREAD, f"{name}.{field} of other turns than the assistant's") for field in asked)
+            remarks |= dict.fromkeys(
+                (UNREAD, f"{names[0]}.{field} of other turns than the assistant's") for field in asked
+            )
     has_system = _add_system(messages, learned, value, where)
     turns, tools = _turns(messages, learned, where), _tools(value.get("tools"), f"{where}: the record")
     return Conversation(messages, turns, tools, 0 if has_system else 1, tuple(remarks))
@@ -80,16 +85,27 @@ def with_json_arguments(message: Message) -> Message:
     return message | {"tool_calls": calls}
 
 
-def _name_of_messages(value: dict[str, Any], where: str) -> str:
-    """Which of the fields holds the messages. Where sets are joined a record has both, and one of them is null or empty."""
+def _names_of_messages(value: dict[str, Any], where: str) -> tuple[str, ...]:
+    """Which fields hold the messages. Where sets are joined a record has several, of which others are null or empty."""
     present = [name for name in LISTS if value.get(name) is not None]
-    name = next((name for name in present if not is_blank(value[name])), None) or next(iter(present), None)
+    name = next((name for name in present if not is_blank(value[name])), None)
+    if name is None and all(isinstance(value.get(name), list | tuple) for name in PROMPT_AND_ANSWER):
+        return PROMPT_AND_ANSWER
+    name = name or next(iter(present), None)
     if name is None:
         raise InputError(
             f"{where}: the record has no field 'messages' or 'conversations' ({has(value)}). Add it, or set --dataset to "
             "the format that the file has."
         )
-    return name
+    return (name,)
+
+
+def _messages(given: object, name: str, where: str) -> list[Any]:
+    if isinstance(given, str):
+        given = _json(given, f"'{name}'", f"{where}: the record")
+    if not isinstance(given, list | tuple):
+        raise InputError(f"{where}: '{name}' is {kind(given)}, not an array of messages. {FIX}")
+    return list(given)
 
 
 def _turns(messages: list[Message], learned: list[bool], where: str) -> tuple[int, ...]:
@@ -98,7 +114,7 @@ def _turns(messages: list[Message], learned: list[bool], where: str) -> tuple[in
     if not turns:
         names = ", ".join(MAY_BE_LEARNED)
         found = (
-            f"every assistant turn is one not to learn, by its {names}"
+            f"every assistant turn is one that is not learned, by its {names} or as part of a prompt"
             if assistant
             else "the conversation has no assistant turn"
         )

@@ -9,18 +9,21 @@ from ds_recipes.data.formats.sample import Tokens
 from ds_recipes.data.sources.record import Record
 from ds_recipes.errors import InputError
 
-FIELDS = ("input_ids", "labels", "target_mask", "attention_mask")
+MASKS = ("target_mask", "completion_mask", "assistant_masks", "loss_mask")
+"""What a mask of the learned tokens is called: here, by TRL and transformers, and by Megatron."""
+
+FIELDS = ("input_ids", "labels", *MASKS, "attention_mask")
 NOT_LEARNED = -100
 """The label of a token that is no target, as Hugging Face models read it."""
 
 
 class TokensFormat:
-    """{"input_ids": [...]} and, where not all are learned, "labels" (not shifted) or "target_mask"."""
+    """{"input_ids": [...]} and, where not all are learned, "labels" (not shifted) or a mask."""
 
     name = "tokens"
     splits_long = True
     joins_parts = False
-    fingerprint = fingerprint_of(name)
+    fingerprint = fingerprint_of(name, "2")  # 2: other masks than target_mask
 
     def read(self, record: Record) -> Tokens:
         value, where = record.value, record.where
@@ -47,14 +50,15 @@ class TokensFormat:
 
 
 def _target_mask(ids: list[int], value: dict[str, Any], where: str) -> list[bool]:
-    labels, mask = value.get("labels"), value.get("target_mask")
-    if labels is not None and mask is not None:
-        raise InputError(f"{where}: the record has both 'labels' and 'target_mask'. Keep one of them.")
-    if mask is not None:
-        numbers = _whole_numbers(mask, "target_mask", where, len(ids))
+    given = [name for name in ("labels", *MASKS) if value.get(name) is not None]
+    if len(given) > 1:
+        raise InputError(f"{where}: the record has both '{given[0]}' and '{given[1]}'. Keep one of them.")
+    if given and given[0] in MASKS:
+        numbers = _whole_numbers(value[given[0]], given[0], where, len(ids))
         if not set(numbers) <= {0, 1}:
-            raise InputError(f"{where}: 'target_mask' holds other values than 0 and 1. Fix or remove the record.")
+            raise InputError(f"{where}: '{given[0]}' holds other values than 0 and 1. Fix or remove the record.")
         return [bool(number) for number in numbers]
+    labels = value.get("labels")
     if labels is None:
         return [True] * len(ids)
     of_labels = _whole_numbers(labels, "labels", where, len(ids))
@@ -72,7 +76,7 @@ def _whole_numbers(value: object, field: str, where: str, length: int | None = N
         raise InputError(
             f"{where}: '{field}' is {kind(value)}, not an array of whole numbers. Fix or remove the record."
         )
-    allowed = {int, bool} if field in ("target_mask", "attention_mask") else {int}
+    allowed = {int, bool} if field in (*MASKS, "attention_mask") else {int}
     if not set(map(type, value)) <= allowed:
         position = next(i for i, number in enumerate(value) if type(number) not in allowed)
         raise InputError(

@@ -143,6 +143,21 @@ def test_an_empty_list_of_messages_gives_way_to_the_other_one(other: Any) -> Non
     assert chat({"messages": [USER, ANSWER], "conversations": other}) == CHATML_TEXT
 
 
+def test_a_prompt_and_its_completion_may_be_messages() -> None:
+    """As TRL has them: nothing of the prompt is learned."""
+    turn = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    value = {"prompt": [USER, ANSWER, GREETING], "completion": [ANSWER, USER, ANSWER]}
+    expected = f"{turn}yes<|im_end|>\n{turn}⟦yes<|im_end|>⟧\n{turn}⟦yes<|im_end|>⟧"
+    assert chat(value) == expected
+    assert chat(value | {"messages": [], "conversations": None}) == expected
+    assert chat({"prompt": [], "completion": [USER, ANSWER]}) == CHATML_TEXT
+    assert chat({"prompt": "of all messages", "messages": [USER, ANSWER]}) == CHATML_TEXT
+    assert remarks(value) == []
+    assert "every assistant turn is one that is not learned" in refusal(
+        {"prompt": [USER, ANSWER], "completion": [USER]}, "chat", tokenizer_of(CHATML)
+    )
+
+
 def test_sharegpt_may_call_tools_as_openai_does() -> None:
     tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", TOOLS_TEMPLATE)
     texts = {
@@ -202,6 +217,28 @@ def test_what_nothing_reads_of_a_conversation() -> None:
     assert remarks({"messages": [USER | {"train": True, "weight": 1}, ANSWER | {"train": True}]}) == unread(
         "messages.train of other turns than the assistant's"
     )
+
+
+ROLES_IT_KNOWS = """\
+{%- for m in messages %}{% if m.role in ('user', 'assistant') %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}
+{%- elif m.role == 'tool' %}{{ {'output': m.content} | tojson + '<|im_end|>' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("messages", "lost"),
+    [
+        ([{"role": "system", "content": "be brief"}, USER, ANSWER], ["system"]),
+        ([USER, {"role": "function", "content": "4"}, {"role": "developer", "content": "d."}, ANSWER], ["function", "developer"]),
+        ([USER, {"role": "tool", "content": '{"a": "\\n"}'}, ANSWER], []),  # written as JSON
+        ([USER, {"role": "system", "content": " "}, ANSWER, {"role": "system", "content": "behind what is learned"}], []),
+        ([USER, ANSWER | {"content": "<think>t</think>yes", "weight": 0}, USER, ANSWER], []),
+    ],
+)  # fmt: skip
+def test_messages_that_a_template_leaves_out_are_told(messages: list[dict[str, Any]], lost: list[str]) -> None:
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", ROLES_IT_KNOWS)
+    found = remarks({"messages": messages}, tokenizer=tokenizer)
+    assert found == unread(*(f"messages.content of the role {role}" for role in lost))
 
 
 @pytest.mark.parametrize(
@@ -321,8 +358,8 @@ CHECKED = [USER, ANSWER]
         ({"messages": "1"}, "'messages' is a number, not an array of messages. Fix or remove the record."),
         ({"messages": []}, "the conversation has no assistant turn, so the record has no target token. Add one or remove "),
         ({"messages": [USER]}, "the conversation has no assistant turn, so the record has no target token."),
-        ({"messages": [USER, ANSWER | {"weight": 0}]}, "every assistant turn is one not to learn, by its weight, "
-         "train, training, loss, loss_scale, so the record has no target token."),
+        ({"messages": [USER, ANSWER | {"weight": 0}]}, "every assistant turn is one that is not learned, by its "
+         "weight, train, training, loss, loss_scale or as part of a prompt, so the record has no target token."),
         ({"messages": [USER, ANSWER | {"weight": 0.5}]}, "message 2 has the weight 0.5; it must be 0 (not learned) or 1."),
         ({"messages": ["a"]}, "message 1 is a string, not an object with 'role' and 'content'. Fix or remove the record."),
         ({"messages": [{"content": "a"}]}, "message 1 has no field 'role' (it has 'content'). Fix or remove the record."),

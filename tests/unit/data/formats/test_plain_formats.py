@@ -96,6 +96,10 @@ def test_completion_may_have_an_empty_prompt() -> None:
          "fix or remove the record."),
         ("tokens", {"input_ids": [1, 2], "target_mask": [0, 2]}, "'target_mask' holds other values than 0 and 1. Fix or "
          "remove the record."),
+        ("tokens", {"input_ids": [1], "completion_mask": [1], "assistant_masks": [1]}, "the record has both "
+         "'completion_mask' and 'assistant_masks'. Keep one of them."),
+        ("tokens", {"input_ids": [1, 2], "loss_mask": [0, 0.5]}, "'loss_mask' has a number at position 1 that is no "
+         "whole number. Fix or remove the record."),
         ("tokens", {"input_ids": [1], "target_mask": [1], "labels": [1]}, "the record has both 'labels' and "
          "'target_mask'. Keep one of them."),
     ],
@@ -123,6 +127,9 @@ def test_a_record_of_a_million_fields_is_refused_in_few_words() -> None:
         ({}, [True, True, True]),
         ({"labels": [-100, 6, 0]}, [False, True, True]),
         ({"target_mask": [0, 1, 0]}, [False, True, False]),
+        ({"completion_mask": [0, 1, 0]}, [False, True, False]),
+        ({"assistant_masks": [0, 1, 1], "labels": None}, [False, True, True]),
+        ({"loss_mask": [False, True, False], "target_mask": None}, [False, True, False]),
         ({"target_mask": [False, True, 1], "attention_mask": [1, 1, 1], "labels": None}, [False, True, True]),
     ],
 )
