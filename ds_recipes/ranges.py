@@ -68,6 +68,11 @@ class RangeReader(Protocol):
 
     def has(self, kind: str) -> bool: ...
 
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        """The model's saved buffers (`models.skeleton.saved_buffers`) by name, whole, in the dtype that they lie in."""
+        ...
+
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened tensor into `out` (1-D, any float dtype)."""
         ...
@@ -89,6 +94,10 @@ class ReaderOver:
 
     def has(self, kind: str) -> bool:
         return self._reader.has(kind)
+
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        return self._reader.buffers
 
 
 @dataclass(frozen=True, slots=True)

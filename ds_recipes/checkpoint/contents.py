@@ -28,6 +28,7 @@ class Contents:
     files: Mapping[str, bytes]  # model config, tokenizer
     probe: tuple[torch.Tensor, torch.Tensor]
     tied: Mapping[str, str]
+    buffers: Mapping[str, torch.Tensor]  # the model's saved ones, in host memory
 
 
 def capture(
@@ -38,7 +39,11 @@ def capture(
     probe: tuple[torch.Tensor, torch.Tensor],
     tied: Mapping[str, str],
 ) -> Contents:
-    """The contents of a checkpoint after `step`, with this rank's random generators."""
+    """The contents of a checkpoint after `step`, with this rank's random generators. Every rank must call it.
+
+    Raises:
+        TrainingError: the ranks have different buffers.
+    """
     return Contents(
         step=step,
         optimizer_step=engine.optimizer_step,
@@ -48,4 +53,5 @@ def capture(
         files=files,
         probe=(probe[0].cpu(), probe[1].cpu()),
         tied=tied,
+        buffers=engine.saved_buffers(),
     )

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from ds_recipes.checkpoint.files import read_bytes, unreadable, why_damaged
-from ds_recipes.checkpoint.manifest import MANIFEST, RANGES, STATE, Manifest, read_manifest
+from ds_recipes.checkpoint.manifest import BUFFERS, MANIFEST, RANGES, STATE, Manifest, read_manifest
 from ds_recipes.checkpoint.native.reader import open_layout
 from ds_recipes.errors import CheckpointError, UnreadableError
 from ds_recipes.fsops import calls
 from ds_recipes.fsops.again import again
 from ds_recipes.fsops.durable import DELETED, remove_tree
-from ds_recipes.ranges import RangeReader, SafetensorsFile
+from ds_recipes.ranges import RangeReader, SafetensorsFile, file_inside
 from ds_recipes.world.group import World
 
 SHOWN_DIFFERENCES = 5
@@ -279,12 +279,12 @@ def _free_name(path: Path) -> Path:
 
 
 def check_same_model(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Compare a checkpoint's parameters with a model's.
+    """Compare a checkpoint's parameters and saved buffers with a model's.
 
     Raises:
         CheckpointError: a name or a shape differs; the first few are listed.
     """
-    saved = manifest.shapes()
+    saved = {**manifest.shapes(), **manifest.buffers}
     differences = [
         f"  {name}: {_shape(saved.get(name))} in the checkpoint, {_shape(shapes.get(name))} in the model"
         for name in sorted(saved.keys() | shapes.keys())
@@ -311,6 +311,14 @@ def open_reader(path: Path, manifest: Manifest) -> RangeReader:
     return CheckpointReader(path, manifest)
 
 
+def read_buffers(path: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
+    """The saved buffers of a verified checkpoint in this package's own layout."""
+    if not manifest.buffers:
+        return {}
+    file = SafetensorsFile(file_inside(path, BUFFERS))
+    return {name: file.tensor(name) for name in manifest.buffers}
+
+
 class CheckpointReader:
     """A range reader over a checkpoint: any slice of any parameter, from whichever files hold it."""
 
@@ -329,6 +337,10 @@ class CheckpointReader:
 
     def has(self, kind: str) -> bool:
         return kind in self._manifest.kinds
+
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        return read_buffers(self._path, self._manifest)
 
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened parameter into `out`, converting its dtype.

@@ -2,12 +2,12 @@
 
 Every parameter lists its cover: (file, start, length) ranges of the flattened tensor, in ascending order and without
 gaps. The same cover holds for each kind that was saved: `fp32` (master weights), `exp_avg` and `exp_avg_sq`; a frozen
-parameter has its weights only.
+parameter has its weights only. The model's saved buffers lie whole in a file of their own.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from ds_recipes.checkpoint.files import MADE_OTHERWISE, FileRecord, hash_bytes, 
 from ds_recipes.errors import CheckpointError
 
 FORMAT = "ds_recipes flat ranges"
-VERSION = 1
+VERSIONS = (1, 2)
+"""2 is a checkpoint with saved buffers; one without is written as 1, which older programs read too."""
 MANIFEST = "manifest.json"
 STATE = "state.json"
 PROBE = "probe.safetensors"
+BUFFERS = "buffers.safetensors"
 
 RANGES = "ranges"
 """The layout of the ranks' files that this package reads and writes itself."""
@@ -48,7 +50,8 @@ class Manifest:
 
     `files` holds every file but the manifest itself; `tied` maps further names of a shared parameter to its own;
     `engine` is what the engine said of its precision and sharding; `frozen` names the parameters without moments where
-    others have them. `layout` says what the ranks' files are: "ranges", or another program's, which may lie one folder down.
+    others have them; `buffers` are the shapes of the model's saved buffers, by name. `layout` says what the ranks' files are:
+    "ranges", or another program's, which may lie one folder down.
     """
 
     step: int
@@ -60,8 +63,10 @@ class Manifest:
     engine: Mapping[str, Any]
     frozen: tuple[str, ...] = ()
     layout: str = RANGES
+    buffers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the parameters."""
         return {name: parameter.shape for name, parameter in self.parameters.items()}
 
     def to_bytes(self) -> bytes:
@@ -83,7 +88,10 @@ class Manifest:
             "engine": dict(self.engine),
             "frozen": list(self.frozen),
         }
-        head = {"format": FORMAT, "version": VERSION, "xxh3_128": hash_bytes(_canonical(content))}
+        if self.buffers:
+            content["buffers"] = {name: list(shape) for name, shape in self.buffers.items()}
+        version = VERSIONS[1] if self.buffers else VERSIONS[0]
+        head = {"format": FORMAT, "version": version, "xxh3_128": hash_bytes(_canonical(content))}
         return (json.dumps(head | content, separators=(",", ":")) + "\n").encode()
 
 
@@ -105,10 +113,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{path} is damaged ({error})") from error
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error})") from error
-    if head["format"] != FORMAT or head["version"] != VERSION:
+    if head["format"] != FORMAT or head["version"] not in VERSIONS:
         raise CheckpointError(
-            f"{path} is of format {head['format']!r}, version {head['version']}; this program reads {FORMAT!r}, version "
-            f"{VERSION}"
+            f"{path} is of format {head['format']!r}, version {head['version']}; this program reads {FORMAT!r}, versions "
+            f"{VERSIONS[0]} to {VERSIONS[-1]}"
         )
     if head["xxh3_128"] != hash_bytes(_canonical(content)):
         raise CheckpointError(f"{path} is damaged (its content does not have the hash that it carries)")
@@ -141,8 +149,11 @@ def _parse(content: dict[str, Any], path: Path) -> Manifest:
         name: Parameter(tuple(entry["shape"]), tuple(Range(*part) for part in entry["cover"]))
         for name, entry in content["parameters"].items()
     }
+    buffers = {name: tuple(shape) for name, shape in content.get("buffers", {}).items()}
     if layout == RANGES:
         check_cover(parameters, files, str(path))
+    if buffers and BUFFERS not in files:
+        raise CheckpointError(f"{path} names buffers, and no {BUFFERS}")
     return Manifest(
         step=content["step"],
         optimizer_step=content["optimizer_step"],
@@ -153,6 +164,7 @@ def _parse(content: dict[str, Any], path: Path) -> Manifest:
         engine=content["engine"],
         frozen=tuple(content.get("frozen", ())),
         layout=layout,
+        buffers=buffers,
     )
 
 

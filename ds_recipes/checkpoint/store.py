@@ -4,7 +4,7 @@ import contextlib
 import errno
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ import torch
 
 from ds_recipes.checkpoint.contents import Contents, capture
 from ds_recipes.checkpoint.files import FileRecord, drop_from_cache, read_record, write_file
-from ds_recipes.checkpoint.manifest import MANIFEST, PROBE, STATE, Manifest, Parameter, Range, check_cover
+from ds_recipes.checkpoint.manifest import BUFFERS, MANIFEST, PROBE, STATE, Manifest, Parameter, Range, check_cover
 from ds_recipes.checkpoint.rank_file import KINDS, Part, Streamed, Written, own_ranges
 from ds_recipes.checkpoint.retention import Keep, Retention, delete_checkpoint
 from ds_recipes.checkpoint.space import free_bytes
@@ -215,7 +215,15 @@ def _write_small_files(
         PROBE: [head, *tensor_bytes(input_ids), *tensor_bytes(logits)],
         **{name: [data] for name, data in contents.files.items()},
     }
+    if contents.buffers:
+        files[BUFFERS] = _buffers_file(contents.buffers)
     return {name: write_file(partial / name, pieces) for name, pieces in files.items()}
+
+
+def _buffers_file(buffers: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+    yield header_bytes({name: (one.dtype, tuple(one.shape)) for name, one in buffers.items()}, {"format": "pt"})
+    for one in buffers.values():
+        yield from tensor_bytes(one)
 
 
 def _manifest(contents: Contents, layout: str, parts: Sequence[Written], records: Mapping[str, FileRecord]) -> Manifest:
@@ -242,6 +250,7 @@ def _manifest(contents: Contents, layout: str, parts: Sequence[Written], records
         engine=contents.engine,
         frozen=tuple(name for name, mine in kinds_of.items() if len(mine) < len(kinds)),
         layout=layout,
+        buffers={name: tuple(buffer.shape) for name, buffer in contents.buffers.items()},
     )
 
 

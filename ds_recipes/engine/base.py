@@ -4,7 +4,7 @@ The cut lies where DeepSpeed's own lies: `update` is clip, optimizer step and ze
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -108,7 +108,17 @@ class Engine(ABC):
 
     @abstractmethod
     def load_shards(self, reader: RangeReader) -> None:
-        """Fill this rank's ranges from any saved set of ranges, optimizer state too where the reader has it."""
+        """Fill this rank's ranges, and the saved buffers, from any saved set of ranges; optimizer state where the reader has it."""
+
+    def saved_buffers(self) -> Mapping[str, torch.Tensor]:
+        """Copies in host memory of the buffers that belong to the model's state, by name, equal on all ranks.
+
+        Every rank must call it.
+
+        Raises:
+            TrainingError: the ranks have different ones.
+        """
+        return {}
 
     @abstractmethod
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:

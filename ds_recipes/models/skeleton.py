@@ -4,7 +4,9 @@ Every engine starts from a skeleton, gives it sharded storage of its own, and fi
 (`models/sources.py`). So no rank ever holds the whole model.
 """
 
+import copy
 import re
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import build_glob_alternation
 
 from ds_recipes.errors import InputError
 
@@ -28,36 +31,73 @@ def build_skeleton(
 ) -> PreTrainedModel:
     """Build a causal language model whose parameters are on the meta device and whose buffers are on `device`.
 
-    Buffers keep their own dtype: rotary frequencies rounded to bfloat16 would move every position.
+    Parameters and buffers have the dtypes that transformers gives them when it loads the model in `dtype`: some
+    parameters stay in float32 (`kept_in_float32`), and so do most buffers. Rotary frequencies rounded to bfloat16 would
+    move every position.
 
     Raises:
-        InputError: the model asks for something that is not supported, or leaves a buffer without a value.
+        InputError: the model asks for something that is not supported, or leaves a buffer without a value that no
+            checkpoint holds either.
     """
     if getattr(hf_config, "output_router_logits", False):
         raise InputError(
             "the model's config.json sets output_router_logits, which adds a loss for the router that is not supported; "
             "set it to false there"
         )
+
+    def make() -> PreTrainedModel:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(hf_config),
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+        return model
+
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                hf_config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
-            )
+            model = make()
     except Exception as error:  # a class raises what it likes for settings that do not fit together
         raise InputError(_why_not_built(hf_config, attn_implementation, error)) from error
-    _refuse_saved_buffers(model)
-    place_buffers(model, device)
+    _keep_in_float32(model, dtype)
+    place_buffers(model, device, make)
     return model
 
 
-def _refuse_saved_buffers(model: PreTrainedModel) -> None:
-    saved = model.state_dict().keys()
-    names = [name for name, _ in model.named_buffers() if name in saved]
-    if names:
-        raise InputError(
-            f"models of type {model.config.model_type} keep values beside their parameters that a checkpoint would lose "
-            f"({names[0]}{', ...' if len(names) > 1 else ''}); such models are not supported"
-        )
+def _keep_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give float32 to what transformers would load in it although the model's dtype is another one.
+
+    transformers applies its `_keep_in_fp32_modules` when it loads a folder, and not when it builds from a config.
+    """
+    plan = model._get_dtype_plan(dtype)
+    if not plan:
+        return
+    pattern, _, _ = build_glob_alternation(list(plan))
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if pattern.search(f"{prefix}.{name}") and parameter.is_floating_point():
+                parameter.data = parameter.data.float()
+        for name, buffer in module.named_buffers(recurse=False):
+            if pattern.search(f"{prefix}.{name}") and buffer.is_floating_point():
+                module._buffers[name] = buffer.float()
+
+
+def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> frozenset[str]:
+    """Names of the parameters of a skeleton that are in float32 although it was built in `dtype`: routers, for example."""
+    return frozenset(name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32 != dtype)
+
+
+def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that belong to the model's saved state, by name: a bias of the router, running statistics.
+
+    Most buffers follow from the config, and a model leaves them out of its state_dict. A shared buffer comes once.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and not any(buffer is other for other in found.values()):
+                found[f"{prefix}.{name}" if prefix else name] = buffer
+    return found
 
 
 def _why_not_built(hf_config: PretrainedConfig, attn_implementation: str, error: Exception) -> str:
@@ -74,15 +114,17 @@ def _why_not_built(hf_config: PretrainedConfig, attn_implementation: str, error:
     )
 
 
-def place_buffers(model: PreTrainedModel, device: torch.device) -> None:
+def place_buffers(model: PreTrainedModel, device: torch.device, make: Callable[[], PreTrainedModel]) -> None:
     """Give every buffer its initial value on `device`.
 
     transformers builds models on the meta device itself and then lets `_init_weights` fill the buffers, so this does
-    the same. A sentinel finds those that a model does not fill.
+    the same. A sentinel finds those that a model does not fill: they get the value of its constructor, out of a second
+    model that `make` builds. One that is drawn at random is the same on every rank.
 
     Raises:
         InputError: a buffer that no checkpoint holds was left without a value.
     """
+    unset: list[tuple[nn.Module, str, str]] = []
     for prefix, module in model.named_modules():
         names = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         for name in names:
@@ -90,15 +132,44 @@ def place_buffers(model: PreTrainedModel, device: torch.device) -> None:
             assert meta is not None
             module._buffers[name] = _filled_with_sentinel(meta, device)
         if names:
-            with torch.no_grad():
+            with (
+                torch.no_grad(),
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            ):
+                torch.manual_seed(zlib.crc32(prefix.encode()))
                 initialiser(model, prefix)(module)
-        for name in names:
-            full_name = f"{prefix}.{name}" if prefix else name
-            if _holds_sentinel(module._buffers[name]):
-                raise InputError(
-                    f"{type(model).__name__} does not set its buffer {full_name} in _init_weights "
-                    f"(transformers {transformers.__version__}), so it cannot be built without loading it whole"
-                )
+        unset += [(module, prefix, name) for name in names if holds_sentinel(module._buffers[name])]
+    if not unset:
+        return
+    whole = dict(_with_real_buffers(make).named_modules())
+    for module, prefix, name in unset:
+        own, made = module._buffers[name], whole[prefix]._buffers.get(name)
+        assert own is not None
+        if made is not None and not made.is_meta and made.shape == own.shape:
+            own.copy_(made)
+        elif name in module._non_persistent_buffers_set:
+            raise InputError(
+                f"{type(model).__name__} does not set its buffer {prefix}.{name} (transformers {transformers.__version__}), so "
+                "it cannot be built without loading it whole"
+            )
+
+
+def _with_real_buffers(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """The model with each parameter moved to the meta device as soon as it is made: memory is that of the largest one."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(0)  # the same on every rank
+            return make()
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def initialiser(model: PreTrainedModel, path: str) -> Callable[[nn.Module], None]:
@@ -120,7 +191,8 @@ def _filled_with_sentinel(meta: torch.Tensor, device: torch.device) -> torch.Ten
     return torch.full(meta.shape, sentinel, dtype=meta.dtype, device=device)
 
 
-def _holds_sentinel(buffer: torch.Tensor | None) -> bool:
+def holds_sentinel(buffer: torch.Tensor | None) -> bool:
+    """True for a buffer that `place_buffers` found no value for."""
     if buffer is None or buffer.numel() == 0:
         return False
     if buffer.is_floating_point():

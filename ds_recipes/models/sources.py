@@ -5,6 +5,7 @@ each rank on its own and without communication.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -30,7 +31,14 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ds_recipes.errors import InputError
-from ds_recipes.models.skeleton import initialiser, left_out_by_transformers, parameter_shapes, tied_names
+from ds_recipes.models.skeleton import (
+    holds_sentinel,
+    initialiser,
+    left_out_by_transformers,
+    parameter_shapes,
+    saved_buffers,
+    tied_names,
+)
 from ds_recipes.ranges import COPY_BYTES, HfFolder
 
 KEPT_ELEMENTS = 1 << 18
@@ -58,6 +66,10 @@ class InitialWeights:
     def has(self, kind: str) -> bool:
         return kind == "fp32"
 
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        return {}
+
 
 class MadeWeights(InitialWeights):
     """A range reader over tensors that are made when they are first asked for, a group at a time.
@@ -66,12 +78,20 @@ class MadeWeights(InitialWeights):
     """
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], make_group: Callable[[str], dict[str, torch.Tensor]]
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        make_group: Callable[[str], dict[str, torch.Tensor]],
+        buffers: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         super().__init__(shapes)
         self._make_group = make_group
+        self._buffers = buffers or {}
         self._newest: dict[str, torch.Tensor] = {}
         self._small: dict[str, torch.Tensor] = {}
+
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        return self._buffers
 
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened parameter into `out`."""
@@ -93,10 +113,17 @@ def random_weights(skeleton: PreTrainedModel, seed: int, device: torch.device) -
     storage, they set here.
 
     Raises:
-        InputError: a parameter gets no value from either.
+        InputError: a parameter gets no value from either, or a saved buffer none.
     """
     _refuse_unset(skeleton, never_set(skeleton))
     unit_of = _units(skeleton)
+    buffers = saved_buffers(skeleton)
+    unset = [name for name, buffer in buffers.items() if holds_sentinel(buffer)]
+    if unset:
+        raise InputError(
+            f"{type(skeleton).__name__} does not set its buffer {unset[0]} in _init_weights, so it has no first value. "
+            "Start from a folder with weights (--model_name)."
+        )
 
     def make_group(name: str) -> dict[str, torch.Tensor]:
         prefix = unit_of[name]
@@ -118,7 +145,7 @@ def random_weights(skeleton: PreTrainedModel, seed: int, device: torch.device) -
         _refuse_unset(skeleton, [key for key, value in made.items() if _has_nan(value)])
         return made
 
-    return MadeWeights(parameter_shapes(skeleton), make_group)
+    return MadeWeights(parameter_shapes(skeleton), make_group, buffers)
 
 
 def never_set(model: PreTrainedModel) -> list[str]:
@@ -255,6 +282,9 @@ class FolderWeights(InitialWeights):
         self._plain, self._ties = self._choose(claims)
         self._sources = self._targets(converted)
         self._refuse_missing()
+        self._buffers = saved_buffers(skeleton)
+        self._buffer_files = {name: claims[name][0] for name in self._buffers if name in claims}
+        self._check_buffers()
         self._refuse_codes()
         for name, file_name in self._plain.items():
             self._refuse_shape(file_name, self._files.shape(file_name), self._shapes[name])
@@ -345,6 +375,32 @@ class FolderWeights(InitialWeights):
                 f"{self._folder}: {name} has shape {list(found)}, but the model of config.json needs {list(needed)}. The "
                 "weights and config.json do not belong together."
             )
+
+    def _check_buffers(self) -> None:
+        """See that the folder has every saved buffer, but for those that the model may do without.
+
+        Raises:
+            InputError: it names one that is missing or has another shape.
+        """
+        optional: Any = getattr(self.skeleton, "_keys_to_ignore_on_load_missing", None) or ()
+        for name, own in self._buffers.items():
+            file_name = self._buffer_files.get(name)
+            if file_name is not None:
+                self._refuse_shape(file_name, self._files.shape(file_name), tuple(own.shape))
+            elif holds_sentinel(own) or not any(re.search(pattern, name) for pattern in optional):
+                raise InputError(
+                    f"{self._folder}: holds no value for {name}, a buffer that is part of the model's state. Is config.json "
+                    "of this model? Save the folder once more with the program that made it, or add the tensor."
+                )
+
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        return {
+            name: self._files.file_of[self._buffer_files[name]].tensor(self._buffer_files[name])
+            if name in self._buffer_files
+            else own
+            for name, own in self._buffers.items()
+        }
 
     def _refuse_codes(self) -> None:
         """Codes of quantised weights have the shape of the weights, now and then, and never are them."""

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ds_recipes.errors import InputError
-from ds_recipes.models.skeleton import parameter_shapes
+from ds_recipes.models.skeleton import parameter_shapes, saved_buffers
 from ds_recipes.models.sources import InitialWeights
 from ds_recipes.ranges import RangeReader
 
@@ -57,6 +57,10 @@ def check_vocabulary(old: PreTrainedModel, new: PreTrainedModel) -> None:
     for name, shape in parameter_shapes(old).items():
         has_rows = name in grows and shape[0] == old_rows
         if shapes.get(name) != ((new_rows, *shape[1:]) if has_rows else shape):
+            raise _follows(old, name, "vocab_size")
+    buffers = saved_buffers(new)
+    for name, buffer in saved_buffers(old).items():
+        if name not in buffers or buffers[name].shape != buffer.shape:
             raise _follows(old, name, "vocab_size")
     _refuse_other_token_tables(old)
 
@@ -103,6 +107,10 @@ class GrownWeights(InitialWeights):
         super().__init__(shapes)
         self._old = old
         self._new_row = new_row
+
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        return self._old.buffers
 
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened parameter into `out`; it may cut rows anywhere."""

@@ -54,7 +54,7 @@ class Start:
 class Now:
     """What a run is now, to be compared with the checkpoint that it continues."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]  # of parameters and of saved buffers
     trained: Collection[str]  # names of parameters
     spared: Collection[str]  # those of them that do not decay
     identity: Identity

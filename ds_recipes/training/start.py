@@ -18,7 +18,7 @@ from ds_recipes.engine.checks import check_isolation, check_loss_head
 from ds_recipes.engine.create import check_device, create_engine
 from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.flops import count_flops
-from ds_recipes.models.skeleton import parameter_shapes, tied_names
+from ds_recipes.models.skeleton import parameter_shapes, saved_buffers, tied_names
 from ds_recipes.models.weight_decay import decayed_names
 from ds_recipes.training.announce import announce_engine, announce_inputs
 from ds_recipes.training.environment import environment_of
@@ -70,7 +70,8 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     environment = environment_of(config, world)
     for line in late:
         launch.say(f"warning: {line}")
-    shapes = parameter_shapes(inputs.skeleton)
+    buffers = {name: tuple(buffer.shape) for name, buffer in saved_buffers(inputs.skeleton).items()}
+    shapes = {**parameter_shapes(inputs.skeleton), **buffers}
     trained = frozenset(name for name, tensor in inputs.skeleton.named_parameters() if tensor.requires_grad)
     spared = trained - decayed_names(inputs.skeleton)
     now = Now(shapes, trained, spared, identity, environment, inputs.data.corpus.files, plan)

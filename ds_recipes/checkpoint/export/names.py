@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ds_recipes.errors import CheckpointError
-from ds_recipes.models.skeleton import left_out_by_transformers, parameter_shapes, tied_names
+from ds_recipes.models.skeleton import left_out_by_transformers, parameter_shapes, saved_buffers, tied_names
 from ds_recipes.ranges import COPY_BYTES, RangeReader
 
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.")
@@ -15,7 +15,7 @@ PREFIXES = ("module.", "_orig_mod.", "_forward_module.")
 
 
 class ModelNames:
-    """A range reader with exactly the model's parameters, each once, out of one that may call them otherwise.
+    """A range reader with exactly the model's parameters and saved buffers, each once, out of one that may call them otherwise.
 
     Of a tied parameter any of its names will do. If there are several, their values must be equal.
     """
@@ -32,7 +32,9 @@ class ModelNames:
         aliases: dict[str, list[str]] = {name: [name] for name in self._shapes}
         for further, name in tied_names(skeleton).items():
             aliases[name].append(further)
-        there = _plain_names([*reader.names, *getattr(reader, "tied", {})])
+        there = _plain_names([*reader.names, *getattr(reader, "tied", {}), *reader.buffers])
+        self._buffers = saved_buffers(skeleton)
+        self._buffer_sources = {name: there[name] for name in self._buffers if name in there}
         found = {name: [there[alias] for alias in mine if alias in there] for name, mine in aliases.items()}
         self._refuse_other_model(found, there, skeleton, where)
         for name, sources in found.items():
@@ -50,6 +52,18 @@ class ModelNames:
     def has(self, kind: str) -> bool:
         return self._reader.has(kind)
 
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        """The saved ones, which another program may have kept among the parameters."""
+        found = {}
+        for name, source in self._buffer_sources.items():
+            if source in self._reader.buffers:
+                found[name] = self._reader.buffers[source]
+            else:
+                found[name] = torch.empty(self._buffers[name].shape, dtype=self._buffers[name].dtype)
+                self._reader.read_into("fp32", source, 0, found[name].view(-1))
+        return found
+
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened parameter into `out`."""
         self._reader.read_into(kind, self._sources[name], start, out)
@@ -64,7 +78,13 @@ class ModelNames:
             for source in sources
             if self._reader.shape(source) != self._shapes[name]
         ]
-        known = {source for sources in found.values() for source in sources}
+        for name, own in self._buffers.items():
+            source = self._buffer_sources.get(name)
+            if source is None:
+                problems.append(f"  {name}: absent")
+            elif (shape := self._shape_of_buffer(source)) != tuple(own.shape):
+                problems.append(f"  {name}: {list(shape)}, the model has {list(own.shape)}")
+        known = {source for sources in found.values() for source in sources} | {*self._buffer_sources.values()}
         is_left_out = left_out_by_transformers(skeleton)
         problems += [
             f"  {name}: no parameter of the model"
@@ -78,6 +98,10 @@ class ModelNames:
                 + "\n".join(problems[:5] + more)
                 + "\nName the folder of the model that was trained with --model."
             )
+
+    def _shape_of_buffer(self, source: str) -> tuple[int, ...]:
+        apart = self._reader.buffers.get(source)
+        return self._reader.shape(source) if apart is None else tuple(apart.shape)
 
     def _refuse_untied(self, name: str, one: str, other: str, where: Path) -> None:
         if getattr(self._reader, "tied", {}).get(other, other) == getattr(self._reader, "tied", {}).get(one, one):

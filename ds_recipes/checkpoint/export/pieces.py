@@ -1,7 +1,7 @@
 """Which tensors the exported files have, and which elements of which parameter each of them is."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -23,21 +23,28 @@ class Piece:
     """One tensor of the exported files, and the parameter that it is made from.
 
     `runs` are the (start, length) of the flattened parameter that hold its elements, in order; None if transformers must
-    make it out of the whole parameter.
+    make it out of the whole parameter. `dtype` is None where it is the export's. The source may be a saved buffer too.
     """
 
     name: str
     shape: tuple[int, ...]
     source: str
     runs: tuple[Run, ...] | None
+    dtype: torch.dtype | None = None
 
     @property
     def numel(self) -> int:
         return prod(self.shape)
 
 
-def plan_pieces(skeleton: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> list[Piece]:
-    """The tensors of the exported files in the order of the parameters, found without reading any weight.
+def plan_pieces(
+    skeleton: PreTrainedModel,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype] | None = None,
+) -> list[Piece]:
+    """The tensors of the exported files in the order of `shapes`, which has parameters and saved buffers.
+
+    Found without reading any weight. `dtypes` are those of `shapes` that are not to have the export's dtype.
 
     transformers fuses some models' tensors on loading (experts of a mixture, for one); the files get them apart again,
     under the names that the hub knows.
@@ -45,7 +52,12 @@ def plan_pieces(skeleton: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]
     Raises:
         CheckpointError: transformers needs several parameters at once for one tensor of the files.
     """
-    pieces = [piece for source, shape in shapes.items() for piece in _pieces_of(skeleton, source, shape)]
+    own = dtypes or {}
+    pieces = [
+        replace(piece, dtype=own.get(source))
+        for source, shape in shapes.items()
+        for piece in _pieces_of(skeleton, source, shape)
+    ]
     whole = taken_apart(skeleton, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
     if {piece.name: piece.shape for piece in pieces} != {name: tuple(tensor.shape) for name, tensor in whole.items()}:
         raise CheckpointError(

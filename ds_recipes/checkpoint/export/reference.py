@@ -8,7 +8,7 @@ import torch
 
 from ds_recipes.checkpoint.export.sources import open_source
 from ds_recipes.checkpoint.export.wanted import Wanted
-from ds_recipes.models.skeleton import tied_names
+from ds_recipes.models.skeleton import saved_buffers, tied_names
 
 
 def reference_logits(path: str, wanted: Mapping[str, Any], input_ids: torch.Tensor) -> torch.Tensor:
@@ -22,6 +22,8 @@ def reference_logits(path: str, wanted: Mapping[str, Any], input_ids: torch.Tens
     for name, tensor in state.items():
         source.reader.read_into("fp32", name, 0, tensor.view(-1))
     state |= {further: state[name] for further, name in tied_names(source.skeleton).items()}
+    saved = source.reader.buffers
+    state |= {name: saved[name].to(own.dtype) for name, own in saved_buffers(source.skeleton).items()}
     source.skeleton.load_state_dict(state, strict=True, assign=True)
     with torch.inference_mode():
         logits: torch.Tensor = source.skeleton.eval()(input_ids).logits.float()

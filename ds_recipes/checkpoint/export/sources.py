@@ -16,7 +16,7 @@ from ds_recipes.checkpoint.export.verified import WEIGHTS, VerifiedWeights
 from ds_recipes.checkpoint.export.wanted import Wanted
 from ds_recipes.checkpoint.files import read_bytes, why_damaged
 from ds_recipes.checkpoint.load import check_same_model, open_reader
-from ds_recipes.checkpoint.manifest import MANIFEST, PROBE, RANGES, STATE, Manifest, read_manifest
+from ds_recipes.checkpoint.manifest import BUFFERS, MANIFEST, PROBE, RANGES, STATE, Manifest, read_manifest
 from ds_recipes.checkpoint.native import (
     DeepSpeedReader,
     FullStateReader,
@@ -29,7 +29,7 @@ from ds_recipes.checkpoint.native.write import BESIDE
 from ds_recipes.data.tokenizer import VOCABULARY_FILES
 from ds_recipes.errors import CheckpointError, InputError
 from ds_recipes.models.load import ModelSource, find_model
-from ds_recipes.models.skeleton import build_skeleton, parameter_shapes
+from ds_recipes.models.skeleton import build_skeleton, parameter_shapes, saved_buffers
 from ds_recipes.models.vocabulary import with_vocabulary_size
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import solo
@@ -103,7 +103,8 @@ def _open_ours(path: Path, wanted: Wanted) -> Source:
     streamed = _verify_before(path, manifest, wanted.verify)
     found = find_model(solo(), str(path), None, 0, wanted.trust_remote_code, with_weights=False)
     skeleton = _skeleton(found.hf_config, wanted)
-    check_same_model(manifest, parameter_shapes(skeleton), str(path))
+    buffers = {name: tuple(buffer.shape) for name, buffer in saved_buffers(skeleton).items()}
+    check_same_model(manifest, {**parameter_shapes(skeleton), **buffers}, str(path))
     reader = VerifiedWeights(path, manifest) if streamed else open_reader(path, manifest)
 
     def finish() -> None:
@@ -112,7 +113,9 @@ def _open_ours(path: Path, wanted: Wanted) -> Source:
         if read_manifest(path) != manifest:
             raise CheckpointError(f"{path} was replaced by another checkpoint while it was exported")
 
-    small = [name for name in manifest.files if "/" not in name and name not in (STATE, PROBE, CONFIG, *BESIDE)]
+    small = [
+        name for name in manifest.files if "/" not in name and name not in (STATE, PROBE, BUFFERS, CONFIG, *BESIDE)
+    ]
     files = {name: path / name for name in small if not name.startswith("rank-")}
     state = json.loads(read_bytes(path / STATE)) if STATE in manifest.files else {}
     state = {"engine": dict(manifest.engine), **state}
@@ -236,6 +239,13 @@ def _as_large_as(
 
 def _skeleton(hf_config: PretrainedConfig, wanted: Wanted) -> PreTrainedModel:
     return build_skeleton(deepcopy(hf_config), torch.float32, "eager", CPU, wanted.trust_remote_code)
+
+
+def dtypes_apart(hf_config: PretrainedConfig, dtype: torch.dtype, wanted: Wanted) -> dict[str, torch.dtype]:
+    """The parameters and saved buffers that transformers gives another dtype when it loads the model in `dtype`."""
+    model = build_skeleton(deepcopy(hf_config), dtype, "eager", CPU, wanted.trust_remote_code)
+    own = {**dict(model.named_parameters()), **saved_buffers(model)}
+    return {name: tensor.dtype for name, tensor in own.items() if tensor.dtype != dtype}
 
 
 def open_adapter(path: Path, wanted: Wanted) -> tuple[RangeReader, str]:

@@ -1,13 +1,14 @@
 """Verify the weights of a checkpoint by the hash of their part of each file, while they are read."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import xxhash
 
 from ds_recipes.checkpoint.files import FileRecord
+from ds_recipes.checkpoint.load import read_buffers
 from ds_recipes.checkpoint.manifest import Manifest
 from ds_recipes.errors import CheckpointError
 from ds_recipes.ranges import COPY_BYTES, SafetensorsFile, file_inside, raw_bytes
@@ -37,6 +38,11 @@ class VerifiedWeights:
 
     def has(self, kind: str) -> bool:
         return kind == WEIGHTS
+
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        """The saved ones, whose file was verified before."""
+        return read_buffers(self._path, self._manifest)
 
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened parameter into `out`, converting its dtype."""

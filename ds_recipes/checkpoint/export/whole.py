@@ -13,7 +13,7 @@ from ds_recipes.checkpoint.export.adapter import TENSORS, read_adapter_config, w
 from ds_recipes.checkpoint.export.check import LOAD_SECONDS, check_fresh_load
 from ds_recipes.checkpoint.export.model_card import model_card
 from ds_recipes.checkpoint.export.pieces import plan_pieces
-from ds_recipes.checkpoint.export.sources import CONFIG, Source, open_adapter, open_source
+from ds_recipes.checkpoint.export.sources import CONFIG, Source, dtypes_apart, open_adapter, open_source
 from ds_recipes.checkpoint.export.transformers4 import (
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
@@ -76,7 +76,9 @@ Done = tuple[tuple[str, ...], int, str, float | None, tuple[str, ...]]
 def _write_model(partial: Path, checkpoint: Path, wanted: Wanted) -> Done:
     source = open_source(checkpoint, wanted)
     dtype = wanted.dtype or source.trained_in
-    pieces = plan_pieces(source.skeleton, {name: source.reader.shape(name) for name in source.reader.names})
+    shapes = {name: source.reader.shape(name) for name in source.reader.names}
+    shapes |= {name: tuple(buffer.shape) for name, buffer in source.reader.buffers.items()}
+    pieces = plan_pieces(source.skeleton, shapes, dtypes_apart(source.hf_config, DTYPES[dtype], wanted))
     files = WeightFiles(source.reader, dtype, source.skeleton).write_model(partial, pieces, wanted.max_shard_bytes)
     note = _write_small_files(partial, source, dtype)
     source.finish()

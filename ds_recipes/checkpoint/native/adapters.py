@@ -136,6 +136,11 @@ class _Renamed:
     def has(self, kind: str) -> bool:
         return kind == "fp32"
 
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        """Those of the model, under its own names; an adapter has none."""
+        return {}
+
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened parameter into `out`, converting its dtype."""
         self._reader.read_into(kind, self._source(name), start, out)
@@ -169,6 +174,11 @@ class _Merged(_Renamed):
                         "parameters. Export the adapter alone, with --lora adapter."
                     )
                 self._deltas[target] = self._delta(match, name, other, settings)
+
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        found = self._reader.buffers
+        return {name: found[source] for name, source in _base_names(list(found)).items()}
 
     def _delta(self, match: re.Match[str], name: str, other: str, settings: Mapping[str, Any]) -> _Delta:
         narrow, wide = self._whole(name), self._whole(other)  # [r, in], [out, r]

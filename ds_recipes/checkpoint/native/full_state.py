@@ -89,6 +89,11 @@ class FullStateReader:
     def has(self, kind: str) -> bool:
         return kind == "fp32"
 
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        """None that are known as such: a state_dict does not tell them from parameters."""
+        return {}
+
     def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
         """Copy elements [start, start + out.numel()) of the flattened tensor into `out`, converting its dtype."""
         assert kind == "fp32", "a state_dict has no moments"

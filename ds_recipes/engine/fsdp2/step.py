@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ds_recipes.config.schema import OptimizerConfig
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord, install_checkpointing
 from ds_recipes.engine.base import Engine, Shard, StepResult, weighted
+from ds_recipes.engine.buffers import SavedBuffers
 from ds_recipes.engine.fsdp2.build import check_precision, make_mesh, mixed_precision, shard_model, sharded_modules
 from ds_recipes.engine.fsdp2.local_state import LocalState
 from ds_recipes.engine.inputs import model_inputs
@@ -50,6 +51,7 @@ class Fsdp2Engine(Engine):
         self.model = skeleton
         self._modules = sharded_modules(skeleton)
         self._root = self._modules[0]
+        self._buffers = SavedBuffers(skeleton, world, computes_again=self.activations is not None)
         self._local = LocalState(skeleton, mesh)
         self._optimizer = make_optimizer(self._local, decayed, optimizer)
         self._local.adopt(self._optimizer)
@@ -72,8 +74,10 @@ class Fsdp2Engine(Engine):
             self._root.set_reshard_after_backward(is_last)
         if self._local.replicas > 1:
             self._root.set_requires_all_reduce(is_last)
-        loss = self._forward(**model_inputs(batch, self._world.device, self._attention))
-        weighted(loss, scale * self._loss_scale).backward()
+        inputs = model_inputs(batch, self._world.device, self._attention)
+        loss = self._buffers.train(
+            lambda: self._forward(**inputs), lambda loss: weighted(loss, scale * self._loss_scale).backward()
+        )
         return loss.detach()
 
     @property
@@ -110,6 +114,7 @@ class Fsdp2Engine(Engine):
             self._optimizer.step()
             self.optimizer_step += 1
         self._local.clear_gradients()
+        self._buffers.end_step(applied)
         if self._scaler is None:
             return StepResult(norm, applied)
         self._scaler.update(overflow=not applied)
@@ -133,7 +138,8 @@ class Fsdp2Engine(Engine):
     def evaluate(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
         """Sum of token losses and number of target tokens of one micro-batch, without gradients or dropout."""
         self.model.eval()
-        loss = self._forward(**model_inputs(batch, self._world.device, self._attention))
+        with self._buffers.unchanged():
+            loss = self._forward(**model_inputs(batch, self._world.device, self._attention))
         self.model.train()
         return loss, batch.num_target_tokens
 
@@ -143,7 +149,8 @@ class Fsdp2Engine(Engine):
         self.model.eval()
         input_ids = input_ids.to(self._world.device)
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        logits = self._forward(input_ids=input_ids, position_ids=position_ids)
+        with self._buffers.unchanged():
+            logits = self._forward(input_ids=input_ids, position_ids=position_ids)
         self.model.train()
         return logits.float()
 
@@ -152,11 +159,16 @@ class Fsdp2Engine(Engine):
         return self._local.shards()
 
     def load_shards(self, reader: RangeReader) -> None:
-        """Fill this rank's ranges from `reader`; each rank reads only its own."""
+        """Fill this rank's ranges from `reader`, each rank only its own, and the saved buffers."""
         self._free_gathered()
         self._local.load(reader)
+        self._buffers.load(reader)
         if moments_in(reader, self._optimizer):
             self.optimizer_step = reader.optimizer_step
+
+    def saved_buffers(self) -> Mapping[str, torch.Tensor]:
+        """Copies of the saved buffers by name, equal on all ranks."""
+        return self._buffers.copies()
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Full float32 master tensors one by one, on every rank, in storage order."""

@@ -1,6 +1,6 @@
 """The step under ZeRO, with DeepSpeed's own averaging undone so that the loop's loss convention holds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ds_recipes.config.schema import OptimizerConfig
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord, install_checkpointing
 from ds_recipes.engine.base import Engine, Shard, Sink, StepResult, weighted
+from ds_recipes.engine.buffers import SavedBuffers
 from ds_recipes.engine.inputs import model_inputs
 from ds_recipes.engine.optimizer import make_optimizer, moments_in
 from ds_recipes.engine.zero3 import scaler
@@ -66,6 +67,7 @@ class ZeroEngine(Engine):
         )
         place_model(skeleton, ds_json, settings, world.device)
         self.model = skeleton
+        self._buffers = SavedBuffers(skeleton, world, computes_again=self.activations is not None)
         torch_optimizer = make_optimizer(skeleton, decayed, optimizer)
         self._deepspeed = start_deepspeed(skeleton, torch_optimizer, ds_json)
         self._zero = self._deepspeed.optimizer
@@ -92,8 +94,11 @@ class ZeroEngine(Engine):
         """
         self._micro_steps_done += 1
         self._deepspeed.set_gradient_accumulation_boundary(self._micro_steps_done == self._micro_steps)
-        loss: torch.Tensor = self._deepspeed(**model_inputs(batch, self._world.device, self._attention))
-        self._deepspeed.backward(weighted(loss, scale * self._world.size), scale_wrt_gas=False)
+        inputs = model_inputs(batch, self._world.device, self._attention)
+        loss: torch.Tensor = self._buffers.train(
+            lambda: self._deepspeed(**inputs),
+            lambda loss: self._deepspeed.backward(weighted(loss, scale * self._world.size), scale_wrt_gas=False),
+        )
         return loss.detach()
 
     def update(self, lr: float) -> StepResult:
@@ -114,13 +119,15 @@ class ZeroEngine(Engine):
         if not applied and self._stage < 3:
             forget_gradients(self._zero)
         self.optimizer_step += applied
+        self._buffers.end_step(applied)
         return StepResult(float(self._deepspeed.get_global_grad_norm()), applied, loss_scale)
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
         """Sum of token losses and number of target tokens of one micro-batch, without gradients or dropout."""
         self.model.eval()
-        loss: torch.Tensor = self._deepspeed(**model_inputs(batch, self._world.device, self._attention))
+        with self._buffers.unchanged():
+            loss: torch.Tensor = self._deepspeed(**model_inputs(batch, self._world.device, self._attention))
         self.model.train()
         self._drop_recording()
         return loss, batch.num_target_tokens
@@ -131,7 +138,8 @@ class ZeroEngine(Engine):
         self.model.eval()
         input_ids = input_ids.to(self._world.device)
         position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        logits: torch.Tensor = self._deepspeed(input_ids=input_ids, position_ids=position_ids)
+        with self._buffers.unchanged():
+            logits: torch.Tensor = self._deepspeed(input_ids=input_ids, position_ids=position_ids)
         self.model.train()
         self._drop_recording()
         return logits.float()
@@ -155,10 +163,15 @@ class ZeroEngine(Engine):
         return self._local.shards()
 
     def load_shards(self, reader: RangeReader) -> None:
-        """Fill this rank's ranges from `reader`; each rank reads only its own."""
+        """Fill this rank's ranges from `reader`, each rank only its own, and the saved buffers."""
         self._local.load(reader)
+        self._buffers.load(reader)
         if moments_in(reader, self._zero.optimizer):
             self.optimizer_step = reader.optimizer_step
+
+    def saved_buffers(self) -> Mapping[str, torch.Tensor]:
+        """Copies of the saved buffers by name, equal on all ranks."""
+        return self._buffers.copies()
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Full float32 master tensors one by one, on every rank, in storage order."""

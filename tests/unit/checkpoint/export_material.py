@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ds_recipes.fsops import calls
+from ds_recipes.models.skeleton import saved_buffers
 from tests.unit.checkpoint.flat_engine import FlatEngine, save
 
 
@@ -32,7 +33,8 @@ def checkpoint_of(
     with torch.inference_mode():
         logits = model(input_ids).logits.float() + damage
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return save(folder / "run", 1, FlatEngine(tensors), files=small | files, probe=(input_ids, logits), **changed)
+    engine = FlatEngine(tensors, buffers=saved_buffers(model))
+    return save(folder / "run", 1, engine, files=small | files, probe=(input_ids, logits), **changed)
 
 
 @contextmanager

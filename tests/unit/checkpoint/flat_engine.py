@@ -22,9 +22,14 @@ class FlatEngine:
     optimizer_step = 7
 
     def __init__(
-        self, tensors: Mapping[str, torch.Tensor], with_moments: bool = True, frozen: Sequence[str] = ()
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        with_moments: bool = True,
+        frozen: Sequence[str] = (),
+        buffers: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.tensors = dict(tensors)
+        self.buffers = dict(buffers or {})
         self.with_moments = with_moments
         self.frozen = frozen
 
@@ -33,6 +38,9 @@ class FlatEngine:
             flat = tensor.reshape(-1).float()
             moments = (flat * 0.1, flat.square()) if self.with_moments and name not in self.frozen else (None, None)
             yield Shard(name, tuple(tensor.shape), 0, flat.numel(), flat, *moments)
+
+    def saved_buffers(self) -> dict[str, torch.Tensor]:
+        return {name: buffer.clone() for name, buffer in self.buffers.items()}
 
     def describe(self) -> dict[str, Any]:
         return {"parameters": "float32"}

@@ -27,7 +27,7 @@ from ds_recipes.errors import CheckpointError, InputError
 from ds_recipes.models.skeleton import build_skeleton, parameter_shapes
 from tests.nano import make_nano
 from tests.unit.checkpoint.export_material import checkpoint_of
-from tests.unit.models.tiny import CONFIGS, tiny_model
+from tests.unit.models.tiny import CONFIGS, WITH_BUFFERS, tiny_model
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -47,7 +47,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-@pytest.mark.parametrize("family", sorted(CONFIGS))
+@pytest.mark.parametrize("family", [*sorted(CONFIGS), *WITH_BUFFERS])
 def test_the_tensors_are_those_that_transformers_saves(family: str, tmp_path: Path) -> None:
     """Names, shapes and values, for models whose tensors are renamed, transposed, tied or fused on loading too."""
     model = tiny_model(family)
@@ -56,6 +56,36 @@ def test_the_tensors_are_those_that_transformers_saves(family: str, tmp_path: Pa
     ours, theirs = tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "ernie4_5_moe", "gemma4_text", "minimax_m2", "lfm2_moe"])
+def test_each_tensor_has_the_dtype_that_transformers_keeps_it_in(family: str, tmp_path: Path) -> None:
+    """Routers and their biases in float32 in a model of bfloat16, for example."""
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path / "float32")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "float32", dtype=torch.bfloat16)
+    loaded.save_pretrained(tmp_path / "theirs")
+    export(checkpoint_of(model, tmp_path, {}), tmp_path / "ours", Wanted(dtype="bfloat16", load_check=False))
+    ours, theirs = tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs")
+    assert {name: tensor.dtype for name, tensor in ours.items()} == {n: tensor.dtype for n, tensor in theirs.items()}
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_buffers_load_afresh_and_another_program_may_keep_them_among_the_parameters(
+    tmp_path: Path, tokenizer_files: dict[str, bytes]
+) -> None:
+    model = tiny_model("deepseek_v3")
+    made = export(checkpoint_of(model, tmp_path, tokenizer_files), tmp_path / "hf", Wanted())
+    assert made.difference == pytest.approx(0, abs=1e-5)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    again = export(tmp_path / "model.pt", tmp_path / "again", Wanted(model=str(tmp_path / "hf")))
+    assert again.difference == pytest.approx(0, abs=1e-5)
+    first, second = tensors_of(tmp_path / "hf"), tensors_of(tmp_path / "again")
+    assert all(torch.equal(first[name], second[name]) for name in first) and first.keys() == second.keys()
+    lacking = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("_bias")}
+    torch.save(lacking, tmp_path / "lacking.pt")
+    with pytest.raises(CheckpointError, match="e_score_correction_bias: absent"):
+        export(tmp_path / "lacking.pt", tmp_path / "never", Wanted(model=str(tmp_path / "hf")))
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "mixtral"])

@@ -1,5 +1,6 @@
 """Which checkpoint is found, what is left alone, and what another job's unfinished save can still do."""
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import torch
 
 from ds_recipes.checkpoint import load
 from ds_recipes.checkpoint.contents import capture
-from ds_recipes.checkpoint.load import find_newest, open_reader, remove_partials, set_aside
+from ds_recipes.checkpoint.load import check_same_model, find_newest, open_reader, remove_partials, set_aside
 from ds_recipes.checkpoint.rank_file import Streamed, own_ranges
 from ds_recipes.checkpoint.retention import Keep
 from ds_recipes.checkpoint.run_lock import RunLock, take
@@ -233,3 +234,39 @@ def test_what_a_checkpoint_holds_is_read_through_one_door(tmp_path: Path) -> Non
     out = torch.empty(7)
     reader.read_into("fp32", "norm.weight", 0, out)
     assert out.isfinite().all() and reader.optimizer_step == 7
+
+
+def test_buffers_come_back_in_their_own_dtypes_and_are_verified(tmp_path: Path) -> None:
+    buffers = {
+        "gate.bias": torch.tensor([0.1, -2.0]),
+        "scale": torch.tensor(3.0, dtype=torch.bfloat16),
+        "table": torch.arange(6).reshape(2, 3),
+        "is_on": torch.tensor([True, False]),
+    }
+    path = save(tmp_path, 1, FlatEngine(some_tensors(), buffers=buffers))
+    found = find_newest(tmp_path, solo())
+    assert found is not None and found.manifest.buffers == {name: tuple(one.shape) for name, one in buffers.items()}
+    read = open_reader(path, found.manifest).buffers
+    assert all(read[name].dtype == one.dtype and torch.equal(read[name], one) for name, one in buffers.items())
+    raw = bytearray((path / "buffers.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (path / "buffers.safetensors").write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"buffers\.safetensors is damaged"):
+        find_newest(tmp_path, solo())
+
+
+def test_only_a_checkpoint_with_buffers_asks_for_a_newer_reader(tmp_path: Path) -> None:
+    plain = save(tmp_path / "plain", 1, FlatEngine(some_tensors()))
+    with_buffers = save(tmp_path / "more", 1, FlatEngine(some_tensors(), buffers={"bias": torch.ones(2)}))
+    versions = [json.loads((path / "manifest.json").read_text())["version"] for path in (plain, with_buffers)]
+    assert versions == [1, 2] and not (plain / "buffers.safetensors").exists()
+
+
+def test_another_models_buffers_are_refused_by_name(tmp_path: Path) -> None:
+    save(tmp_path, 1, FlatEngine(some_tensors(), buffers={"bias": torch.ones(2)}))
+    found = find_newest(tmp_path, solo())
+    assert found is not None
+    shapes = {name: tuple(one.shape) for name, one in some_tensors().items()}
+    for others, message in (({}, r"bias: \[2\] in the checkpoint, absent"), ({"bias": (3,)}, r"\[3\] in the model")):
+        with pytest.raises(CheckpointError, match=message):
+            check_same_model(found.manifest, {**shapes, **others}, "there")
