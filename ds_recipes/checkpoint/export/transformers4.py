@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from transformers import PretrainedConfig
 
@@ -62,9 +63,18 @@ def portable_config(config: PretrainedConfig, python_files: Collection[str]) -> 
     plain: dict[str, Any] = json.loads(config.to_json_string())
     _keep_local_code(plain, python_files)
     both = _with_old_names(plain)
-    read_again = json.loads(type(config).from_dict(json.loads(json.dumps(both))).to_json_string())
+    read_again = _read_again(type(config), both)
     same = all(read_again.get(key) == value for key, value in plain.items() if key != "auto_map")
     return (both if same else plain), (None if same and _has_names_in_4(plain) else ONLY_BY_5)
+
+
+def _read_again(kind: type[PretrainedConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers 5 makes of the settings; nothing where it refuses them (Gemma 4's two ropes and one older name)."""
+    try:
+        found: dict[str, Any] = json.loads(kind.from_dict(json.loads(json.dumps(settings))).to_json_string())
+    except (KeyError, ValueError, TypeError, AttributeError, StrictDataclassError):
+        return {}
+    return found
 
 
 def _has_names_in_4(settings: Mapping[str, Any]) -> bool:
