@@ -17,6 +17,7 @@ from tokenizers import Encoding, Tokenizer
 
 from ds_recipes.data.formats.sample import Parts, Rendered, Sample, Tokens
 from ds_recipes.data.joining import Joining
+from ds_recipes.data.long_text import LongEncoding, Note, TokenIds
 from ds_recipes.data.sources.record import Bad, Record
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ _Document = tuple[Ints, list[Span]]
 
 BETWEEN_PARTS = "\x00"
 LARGEST_ID = (1 << 32) - 1
+HASHED_CHARACTERS = 1 << 20
+"""Written as UTF-8 at once, so that a long text is not there twice."""
+
 NO_TARGET: dict[type, str] = {
     Parts: "its text makes no tokens, so it has no target. Fill it in or remove it.",
     Rendered: "its assistant turns make no tokens, so it has no target. Fill them in or remove it.",
@@ -83,8 +87,13 @@ class Encoder:
         """It adds no special tokens."""
         return self.joining.tokenizer
 
-    def encode(self, records: Sequence[Record], samples: Sequence[Sample]) -> Encoded:
-        """Tokenise a batch of records; one without a target token, or with a token that the model lacks, is bad."""
+    def encode(
+        self, records: Sequence[Record], samples: Sequence[Sample], note: Note = lambda characters: None
+    ) -> Encoded:
+        """Tokenise a batch of records; one without a target token, or with a token that the model lacks, is bad.
+
+        `note` is called while a long text is read; see `long_text.Note`.
+        """
         hashes: dict[int, int] = {}
         bad: dict[int, str] = {}
         for number, sample in enumerate(samples):
@@ -99,7 +108,7 @@ class Encoder:
                 assert isinstance(sample, Tokens)
                 bad[number] = self._beyond(max(sample.ids))
         documents = {}
-        for number, (ids, spans) in self._tokenise({number: samples[number] for number in hashes}):
+        for number, (ids, spans) in self._tokenise({number: samples[number] for number in hashes}, note):
             if spans and spans[0][0] == 0:  # nothing comes before the first token, so nothing could predict it
                 spans[:1] = [(1, spans[0][1])] if spans[0][1] > 1 else []
             largest = ids.max(initial=0)
@@ -123,28 +132,37 @@ class Encoder:
         """xxh3-64 of the texts in UTF-8, or of the ids as little-endian uint32."""
         if isinstance(sample, Tokens):
             return int(xxhash.xxh3_64_intdigest(_as_array(sample.ids).astype("<u4").tobytes()))
-        texts = [sample.text] if isinstance(sample, Rendered) else [text for text, _ in sample.parts]
-        return int(xxhash.xxh3_64_intdigest(BETWEEN_PARTS.join(texts).encode()))
+        digest, characters = xxhash.xxh3_64(), 0
+        for text in [sample.text] if isinstance(sample, Rendered) else _between_parts(sample):
+            for start in range(0, len(text), HASHED_CHARACTERS):
+                piece = text[start : start + HASHED_CHARACTERS]
+                try:
+                    digest.update(piece.encode())
+                except UnicodeEncodeError as error:
+                    error.start += characters
+                    raise
+                characters += len(piece)
+        return int(digest.intdigest())
 
-    def _tokenise(self, samples: dict[int, Sample]) -> Iterator[tuple[int, _Document]]:
+    def _tokenise(self, samples: dict[int, Sample], note: Note) -> Iterator[tuple[int, _Document]]:
         """Token ids and learned spans of each sample, by its number; those of one kind at once."""
         parts = {number: sample for number, sample in samples.items() if isinstance(sample, Parts)}
         rendered = {number: sample for number, sample in samples.items() if isinstance(sample, Rendered)}
-        encoded = self.joining.encode_texts([[text for text, _ in sample.parts] for sample in parts.values()])
+        encoded = self.joining.encode_texts([[text for text, _ in sample.parts] for sample in parts.values()], note)
         for number, part_ids in zip(parts, encoded, strict=True):
             yield number, self._of_parts(parts[number], part_ids)
-        yield from zip(rendered, self._of_rendered(list(rendered.values())), strict=True)
+        yield from zip(rendered, self._of_rendered(list(rendered.values()), note), strict=True)
         for number, sample in samples.items():
             if isinstance(sample, Tokens):
                 edges = np.flatnonzero(np.diff(np.array(sample.target_mask, np.int8), prepend=0, append=0))
                 yield number, (_as_array(sample.ids), [(int(a), int(b)) for a, b in edges.reshape(-1, 2)])
 
-    def _of_parts(self, sample: Parts, part_ids: Sequence[list[int]]) -> _Document:
+    def _of_parts(self, sample: Parts, part_ids: Sequence[TokenIds]) -> _Document:
         """BOS where the tokenizer adds it, the parts, and EOS, which is learned if the last part is."""
-        ids, spans, is_learned = [*self.begin], list[Span](), False
+        ids, spans, is_learned = array("I", self.begin), list[Span](), False
         for (_, is_learned), more in zip(sample.parts, part_ids, strict=True):
             start = len(ids)
-            ids += more
+            ids.extend(more)
             if is_learned:
                 _add(spans, start, len(ids))
         ids.append(self.end)
@@ -152,27 +170,29 @@ class Encoder:
             _add(spans, len(ids) - 1, len(ids))
         return _as_array(ids), spans
 
-    def _of_rendered(self, samples: Sequence[Rendered]) -> Iterator[_Document]:
+    def _of_rendered(self, samples: Sequence[Rendered], note: Note) -> Iterator[_Document]:
         """The text as one; but if a token lies across the start of a target, cut there, as it is at inference."""
-        joint = self.tokenizer.encode_batch([sample.text for sample in samples], add_special_tokens=False)
+        joint = list(self.joining.whole.encode([sample.text for sample in samples], with_offsets=True, note=note))
         whole_spans = [_spans_of(encoding, sample) for encoding, sample in zip(joint, samples, strict=True)]
         for sample, encoding, spans in zip(samples, joint, whole_spans, strict=True):
-            ids, spans = (encoding.ids, spans) if spans is not None else self._of_torn(sample)
+            ids, spans = (array("I", encoding.ids), spans) if spans is not None else self._of_torn(sample)
             if spans and not sample.ends_itself:
                 ids.append(self.end)
                 _add(spans, len(ids) - 1, len(ids))
             yield _as_array(ids), spans
 
-    def _of_torn(self, sample: Rendered) -> tuple[list[int], list[Span]]:
+    def _of_torn(self, sample: Rendered) -> tuple["array[int]", list[Span]]:
         """The tokens of the text before the first target and of the texts from each target's start to the next."""
         starts, length = [start for start, _ in sample.targets], len(sample.text)
-        ids = list[int](self.tokenizer.encode(sample.text[: starts[0]], add_special_tokens=False).ids)
+        (prompt,) = self.joining.whole.encode([sample.text[: starts[0]]], with_offsets=False)
+        ids = array("I", prompt.ids)
         spans = list[Span]()
         for (start, stop), end in zip(sample.targets, [*starts[1:], length], strict=True):
             last = ids[-1] if ids else None
-            more, offsets = self.joining.encode_later(sample.text[:start], sample.text[start:end], last)
-            _add(spans, len(ids), len(ids) + bisect_right([b for _, b in offsets], stop - start))
-            ids += more
+            before = sample.text[max(0, start - 1) : start]
+            more, offsets = self.joining.encode_later(before, sample.text[start:end], last)
+            _add(spans, len(ids), len(ids) + int(np.searchsorted(offsets[:, 1], stop - start, side="right")))
+            ids.extend(more)
         return ids, spans
 
     def _joins(self, sample: Parts, ids: Ints) -> bool:
@@ -180,7 +200,7 @@ class Encoder:
         if self.joining.is_exact or len(sample.parts) == 1:
             return True
         text = "".join(text for text, _ in sample.parts)
-        return self.joining.is_joined(ids[len(self.begin) : -1].tolist(), text)
+        return self.joining.is_joined(ids[len(self.begin) : -1], text)
 
     def _laid_out(
         self, documents: dict[int, _Document], records: Sequence[Record], hashes: dict[int, int], bad: tuple[Bad, ...]
@@ -189,7 +209,7 @@ class Encoder:
         ids = [ids for ids, _ in documents.values()]
         spans = [span for _, spans in documents.values() for span in spans]
         return Encoded(
-            ids=np.concatenate([np.zeros(0, np.uint32), *ids]).astype(dtype),  # [tokens]
+            ids=np.concatenate([np.zeros(0, dtype), *ids], dtype=dtype, casting="unsafe"),  # [tokens]
             lengths=np.array([len(each) for each in ids], np.int64),  # [documents]
             entries=np.array([records[number].entry for number in documents], np.int64),  # [documents]
             spans=np.array(spans, np.int32).reshape(-1, 2),  # [spans, 2]
@@ -209,9 +229,15 @@ class Encoder:
         )
 
 
-def _as_array(ids: Sequence[int]) -> Ints:
+def _as_array(ids: "Sequence[int] | array[int]") -> Ints:
     """The ids as uint32 [tokens]; numpy alone would ask each number of a list for its type."""
-    return np.frombuffer(array("I", ids), np.uint32)
+    return np.frombuffer(ids if isinstance(ids, array) else array("I", ids), np.uint32)
+
+
+def _between_parts(sample: Parts) -> list[str]:
+    """The texts of a sample with `BETWEEN_PARTS` between them, so that no two lists of texts run together."""
+    texts = [piece for text, _ in sample.parts for piece in (BETWEEN_PARTS, text)]
+    return texts[1:]
 
 
 def _add(spans: list[Span], start: int, stop: int) -> None:
@@ -223,7 +249,7 @@ def _add(spans: list[Span], start: int, stop: int) -> None:
     spans.append((start, stop))
 
 
-def _spans_of(encoding: Encoding, sample: Rendered) -> list[Span] | None:
+def _spans_of(encoding: Encoding | LongEncoding, sample: Rendered) -> list[Span] | None:
     """The tokens that lie within targets; None if one lies across the start of a target."""
     spans: list[Span] = []
     length = len(sample.text)
@@ -235,20 +261,22 @@ def _spans_of(encoding: Encoding, sample: Rendered) -> list[Span] | None:
     return spans
 
 
-def _token_at(encoding: Encoding, character: int, length: int) -> int:
+def _token_at(encoding: Encoding | LongEncoding, character: int, length: int) -> int:
     """The first token that lies across or behind a character of a text of so many; their number if there is none.
 
     The tokenizer itself searches: a list of all offsets would cost more than all else that is done here.
     """
     if character == length:
         return len(encoding)
+    if isinstance(encoding, LongEncoding):
+        return encoding.token_at(character)
     token = encoding.char_to_token(character)
     if token is None:  # white space that the tokenizer drops is in no token
         return bisect_right([stop for _, stop in encoding.offsets], character)
     return token
 
 
-def _begin_of(encoding: Encoding, token: int) -> int:
+def _begin_of(encoding: Encoding | LongEncoding, token: int) -> int:
     """The character at which a token begins."""
     characters = encoding.token_to_chars(token)
     assert characters is not None

@@ -9,17 +9,28 @@ comes of it is checked: probes in two parts must decode as the tokenizer decodes
 import dataclasses
 import json
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
+
+from ds_recipes.data import long_text
+from ds_recipes.data.long_text import Note, Texts, TokenIds
 
 Backend = dict[str, Any]
 """A `Tokenizer` as JSON."""
 
-Located = tuple[list[int], list[tuple[int, int]]]
-"""Token ids, and the characters [start, stop) of each."""
+Ints = np.ndarray[Any, np.dtype[Any]]
+
+Located = tuple[TokenIds, Ints]
+"""Token ids, and the characters [start, stop) of each: int64 [tokens, 2]."""
+
+ALIKE_TOKENS = 64
+"""So many of the tokens that two readings of a long text share are decoded with those that differ."""
 
 NO_PREFIX: dict[str, Backend] = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
 """Pre-tokenizers that can put a space before a text, without it. The normalizer `Prepend` does nothing else."""
@@ -60,7 +71,19 @@ class Joining:
         best = max(range(len(ways)), key=lambda i: sum(passed[i]))  # the first of those with the most
         return dataclasses.replace(ways[best], is_exact=all(passed[best]))
 
-    def encode_texts(self, texts: Sequence[Sequence[str]]) -> Iterator[list[list[int]]]:
+    @cached_property
+    def whole(self) -> Texts:
+        """Reads texts of any length as the tokenizer does."""
+        return Texts(self.tokenizer)
+
+    @cached_property
+    def _later(self) -> Texts:
+        """Reads them without the dummy prefix."""
+        return Texts(self.bare or self.tokenizer)
+
+    def encode_texts(
+        self, texts: Sequence[Sequence[str]], note: Note = lambda characters: None
+    ) -> Iterator[list[TokenIds]]:
         """Token ids of each text's parts, [parts][tokens]."""
         later = [_later_parts(parts) if self.bare is not None else {} for parts in texts]
         begins = [
@@ -69,46 +92,51 @@ class Joining:
             for i, part in enumerate(parts)
             if i not in goes_on
         ]
-        whole = iter(self.tokenizer.encode_batch_fast(begins, add_special_tokens=False))
-        behind = iter(self._encode_later([each for goes_on in later for each in goes_on.values()]))
+        whole = self.whole.encode(begins, with_offsets=False, note=note)
+        behind = self._encode_later([each for goes_on in later for each in goes_on.values()], note)
         for parts, goes_on in zip(texts, later, strict=True):
             yield [next(behind) if i in goes_on else next(whole).ids for i in range(len(parts))]
 
-    def _encode_later(self, parts: Sequence[tuple[str, str]]) -> list[list[int]]:
+    def _encode_later(self, parts: Sequence[tuple[str, str]], note: Note) -> Iterator[TokenIds]:
         """Token ids of parts, each given with the text before it."""
         if self.bare is None or self.by_words:
-            return [self.encode_later(*each)[0] for each in parts]
-        encodings = self.bare.encode_batch_fast([part for _, part in parts], add_special_tokens=False)
-        return [
-            encoding.ids if self.prefixed.isdisjoint(encoding.ids) else self.encode_later(*each)[0]
-            for each, encoding in zip(parts, encodings, strict=True)
-        ]
+            yield from (self.encode_later(*each)[0] for each in parts)
+            return
+        encodings = self._later.encode([part for _, part in parts], with_offsets=False, note=note)
+        for each, encoding in zip(parts, encodings, strict=True):
+            ids = encoding.ids
+            yield ids if self.prefixed.isdisjoint(ids) else self.encode_later(*each)[0]
 
     def encode_later(self, before: str, text: str, last_before: int | None = None) -> Located:
         """A part and what stands before it. `last_before`: the last token before it, for a part that is read as in one text."""
         if self.bare is None or not before or last_before in self.prefixed:
-            return _locate(self.tokenizer, text)
+            return _locate(self.whole, text)
         first = text
         if self.by_words:
             is_new_word = before[-1:].isspace() or text[:1].isspace()
             first = "" if is_new_word or not text else text.split(maxsplit=1)[0]
-        ids, offsets = _locate(self.bare, first)
+        ids, offsets = _locate(self._later, first)
         again = next((i for i, token in enumerate(ids) if token in self.prefixed), None)
         if again is not None:  # from there on the tokenizer itself knows best
-            first = text[: offsets[again][0]]
+            first = text[: int(offsets[again, 0])]
             ids, offsets = ids[:again], offsets[:again]
         if len(first) == len(text):
             return ids, offsets
-        more, places = _locate(self.tokenizer, text[len(first) :])
-        return ids + more, offsets + [(len(first) + a, len(first) + b) for a, b in places]
+        more, places = _locate(self.whole, text[len(first) :])
+        return array("I", [*ids, *more]), np.concatenate([offsets, places + len(first)])
 
-    def is_joined(self, ids: Sequence[int], text: str) -> bool:
+    def is_joined(self, ids: TokenIds | Ints, text: str) -> bool:
         """True if these tokens of a text's parts decode as the text does; what the vocabulary lacks is not looked at."""
-        together = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return self.unknown in together or self._decode(ids) == self._decode(together)
+        (encoding,) = self.whole.encode([text], with_offsets=False)
+        parts, together = np.asarray(ids, np.uint32), np.asarray(encoding.ids, np.uint32)  # [tokens]
+        if self.unknown is not None and (together == self.unknown).any():
+            return True
+        if len(text) > long_text.LONG_CHARACTERS:
+            parts, together = _around_differences(parts, together)
+        return self._decode(parts) == self._decode(together)
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+    def _decode(self, ids: Ints) -> str:
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
 
     def _probe(self) -> list[bool]:
         """Whether a probe joins exactly, for each that the vocabulary can write."""
@@ -116,7 +144,7 @@ class Joining:
         for first, later in PROBES + _words_of(self.tokenizer):
             if self.unknown not in self.tokenizer.encode(first + later, add_special_tokens=False).ids:
                 ((begin, end),) = self.encode_texts([(first, later)])
-                found.append(self.is_joined(begin + end, first + later))
+                found.append(self.is_joined([*begin, *end], first + later))
         return found
 
 
@@ -130,9 +158,21 @@ def _later_parts(parts: Sequence[str]) -> dict[int, tuple[str, str]]:
     return later
 
 
-def _locate(tokenizer: Tokenizer, text: str) -> Located:
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    return encoding.ids, encoding.offsets
+def _locate(texts: Texts, text: str) -> Located:
+    (encoding,) = texts.encode([text], with_offsets=True)
+    return encoding.ids, np.array(encoding.offsets, np.int64).reshape(-1, 2)
+
+
+def _around_differences(one: Ints, other: Ints) -> tuple[Ints, Ints]:
+    """Two lists of tokens without most of what their beginnings and ends have in common."""
+    both = min(len(one), len(other))
+    differ = np.flatnonzero(one[:both] != other[:both])
+    begin = max(0, (int(differ[0]) if len(differ) else both) - ALIKE_TOKENS)
+    one, other = one[begin:], other[begin:]
+    both = min(len(one), len(other))
+    differ = np.flatnonzero(one[::-1][:both] != other[::-1][:both])
+    same = max(0, (int(differ[0]) if len(differ) else both) - ALIKE_TOKENS)
+    return one[: len(one) - same], other[: len(other) - same]
 
 
 def _words_of(tokenizer: Tokenizer) -> tuple[tuple[str, str], ...]:

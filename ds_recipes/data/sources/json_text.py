@@ -10,6 +10,9 @@ from ds_recipes.data.sources.messages import NotARecord, not_utf8, quoted
 MAX_DEPTH = 256
 """Levels of arrays and objects. Python's own limit depends on who calls, so the same line could pass in one process only."""
 
+DEPTH_BYTES = 1 << 20
+"""Looked at at once: what numpy makes of them takes several times as much."""
+
 CONTEXT_CHARACTERS = 20
 END_CHARACTERS = 40
 SHAPE = 'A record looks like {"text": "..."}; fix or remove it.'
@@ -48,14 +51,22 @@ def parse_value(raw: bytes, unit: str, fix: str) -> Any:
 
 def _depth(raw: bytes) -> int:
     """How deep the brackets outside of strings are nested. Right for JSON; for anything else any number will do."""
-    unescaped = raw.replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
-    characters = np.frombuffer(unescaped, np.uint8)  # [bytes]
-    opens = (characters == ord("[")) | (characters == ord("{"))
-    closes = (characters == ord("]")) | (characters == ord("}"))
-    in_string = np.logical_xor.accumulate(characters == ord('"'))
-    brackets = np.flatnonzero((opens | closes) & ~in_string)
-    levels = np.cumsum(np.where(opens[brackets], 1, -1), dtype=np.int64)  # [brackets]
-    return int(levels.max(initial=0))
+    deepest = level = start = 0
+    in_string = False
+    while start < len(raw):
+        stop = start + DEPTH_BYTES
+        while raw[stop - 1 : stop] == b"\\":  # an escape stays whole
+            stop += 1
+        unescaped = raw[start:stop].replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
+        characters = np.frombuffer(unescaped, np.uint8)  # [bytes of the piece]
+        opens = (characters == ord("[")) | (characters == ord("{"))
+        closes = (characters == ord("]")) | (characters == ord("}"))
+        inside = np.logical_xor.accumulate(characters == ord('"')) ^ in_string
+        brackets = np.flatnonzero((opens | closes) & ~inside)
+        levels = level + np.cumsum(np.where(opens[brackets], 1, -1), dtype=np.int64)  # [brackets]
+        deepest = max(deepest, int(levels.max(initial=0)))
+        level, in_string, start = int(levels[-1]) if len(levels) else level, bool(inside[-1]), stop
+    return deepest
 
 
 def _kind(value: Any) -> str:
