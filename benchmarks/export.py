@@ -38,6 +38,7 @@ from ds_recipes.checkpoint.export.wanted import Wanted
 from ds_recipes.checkpoint.export.whole import export
 from ds_recipes.checkpoint.store import save_checkpoint
 from ds_recipes.engine.base import Shard
+from ds_recipes.engine.unused import Usage
 from ds_recipes.models.skeleton import build_skeleton, parameter_shapes
 from ds_recipes.world.group import solo
 
@@ -84,6 +85,7 @@ class RandomModel:
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self._shapes = shapes
+        self.usage = Usage(list(shapes))
 
     def shards(self) -> Iterator[Shard]:
         for number, (name, shape) in enumerate(self._shapes.items()):

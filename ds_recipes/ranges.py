@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -53,6 +54,10 @@ COPY_BYTES = (
 ALIGNMENT = 64
 
 
+NONE_MISSED: Mapping[str, int] = MappingProxyType({})
+"""`missed_steps` of a reader all of whose parameters have taken all steps."""
+
+
 class RangeReader(Protocol):
     """Anything that can give any slice of any flattened parameter.
 
@@ -60,6 +65,8 @@ class RangeReader(Protocol):
     """
 
     optimizer_step: int
+    missed_steps: Mapping[str, int]
+    """By how many steps a parameter's own count is behind `optimizer_step`, where it has been without a gradient."""
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -84,6 +91,7 @@ class ReaderOver:
     def __init__(self, reader: RangeReader) -> None:
         self._reader = reader
         self.optimizer_step = reader.optimizer_step
+        self.missed_steps = reader.missed_steps
 
     @property
     def names(self) -> Sequence[str]:

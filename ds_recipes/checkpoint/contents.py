@@ -22,6 +22,7 @@ class Contents:
 
     step: int
     optimizer_step: int
+    missed_steps: Mapping[str, int]
     engine: Mapping[str, Any]
     state: Mapping[str, Any]  # JSON-able
     generators: Mapping[str, Any] | None
@@ -47,6 +48,7 @@ def capture(
     return Contents(
         step=step,
         optimizer_step=engine.optimizer_step,
+        missed_steps=dict(engine.usage.missed),
         engine=copy.deepcopy(engine.describe()),
         state=copy.deepcopy(dict(state)),
         generators=capture_rng(),

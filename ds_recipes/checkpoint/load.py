@@ -307,7 +307,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def open_reader(path: Path, manifest: Manifest) -> RangeReader:
     """A range reader over a verified checkpoint."""
     if manifest.layout != RANGES:
-        return open_layout(path, manifest.layout, manifest.optimizer_step)
+        return open_layout(path, manifest.layout, manifest.optimizer_step, manifest.missed_steps)
     return CheckpointReader(path, manifest)
 
 
@@ -326,7 +326,7 @@ class CheckpointReader:
         self._path = path
         self._manifest = manifest
         self._files: dict[str, SafetensorsFile] = {}
-        self.optimizer_step = manifest.optimizer_step
+        self.optimizer_step, self.missed_steps = manifest.optimizer_step, manifest.missed_steps
 
     @property
     def names(self) -> list[str]:

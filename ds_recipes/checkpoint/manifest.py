@@ -50,8 +50,9 @@ class Manifest:
 
     `files` holds every file but the manifest itself; `tied` maps further names of a shared parameter to its own;
     `engine` is what the engine said of its precision and sharding; `frozen` names the parameters without moments where
-    others have them; `buffers` are the shapes of the model's saved buffers, by name. `layout` says what the ranks' files are:
-    "ranges", or another program's, which may lie one folder down.
+    others have them; `missed_steps` by how many steps a parameter is behind `optimizer_step`, where it has been without a
+    gradient or frozen; `buffers` are the shapes of the model's saved buffers, by name. `layout` says what the ranks' files
+    are: "ranges", or another program's, which may lie one folder down.
     """
 
     step: int
@@ -62,6 +63,7 @@ class Manifest:
     tied: Mapping[str, str]
     engine: Mapping[str, Any]
     frozen: tuple[str, ...] = ()
+    missed_steps: Mapping[str, int] = field(default_factory=dict)
     layout: str = RANGES
     buffers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -87,6 +89,7 @@ class Manifest:
             "tied": dict(self.tied),
             "engine": dict(self.engine),
             "frozen": list(self.frozen),
+            "missed_steps": dict(self.missed_steps),
         }
         if self.buffers:
             content["buffers"] = {name: list(shape) for name, shape in self.buffers.items()}
@@ -154,6 +157,7 @@ def _parse(content: dict[str, Any], path: Path) -> Manifest:
         check_cover(parameters, files, str(path))
     if buffers and BUFFERS not in files:
         raise CheckpointError(f"{path} names buffers, and no {BUFFERS}")
+    frozen = tuple(content.get("frozen", ()))
     return Manifest(
         step=content["step"],
         optimizer_step=content["optimizer_step"],
@@ -162,7 +166,8 @@ def _parse(content: dict[str, Any], path: Path) -> Manifest:
         parameters=parameters,
         tied=content["tied"],
         engine=content["engine"],
-        frozen=tuple(content.get("frozen", ())),
+        frozen=frozen,
+        missed_steps=dict.fromkeys(frozen, content["optimizer_step"]) | content.get("missed_steps", {}),
         layout=layout,
         buffers=buffers,
     )

@@ -249,6 +249,7 @@ def _manifest(contents: Contents, layout: str, parts: Sequence[Written], records
         tied=dict(contents.tied),
         engine=contents.engine,
         frozen=tuple(name for name, mine in kinds_of.items() if len(mine) < len(kinds)),
+        missed_steps=contents.missed_steps,
         layout=layout,
         buffers={name: tuple(buffer.shape) for name, buffer in contents.buffers.items()},
     )

@@ -13,6 +13,7 @@ import torch
 
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord
+from ds_recipes.engine.unused import Usage
 from ds_recipes.errors import ConfigError
 from ds_recipes.ranges import RangeReader
 
@@ -23,12 +24,13 @@ class StepResult:
 
     `grad_norm` is the global L2 norm before clipping. `applied` is False when a loss or the gradient was not finite and the
     step was skipped; every rank gets the same verdict. `loss_scale` is the one that the step was taken with, None
-    without loss scaling.
+    without loss scaling. `unused` names the trained parameters that no rank had a gradient for; the step left them alone.
     """
 
     grad_norm: float
     applied: bool
     loss_scale: float | None = None
+    unused: frozenset[str] = frozenset()
 
     @property
     def overflowed(self) -> bool:
@@ -78,7 +80,10 @@ class Engine(ABC):
     """A sharded model with its optimizer. No engine owns a schedule, a loss convention or a loop."""
 
     optimizer_step: int
-    """Number of optimizer steps applied, Adam's own count."""
+    """Number of optimizer steps applied: Adam's own count for each parameter that has missed none."""
+
+    usage: Usage
+    """Which parameters this step has used, and which have missed steps."""
 
     activations: ActivationRecord | None = None
     """How activations are kept and computed again; None: autograd keeps them."""

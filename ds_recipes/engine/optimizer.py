@@ -13,6 +13,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """The kinds of a checkpoint that hold an optimizer's state. SGD's momentum is kept as exp_avg."""
 
 
+MOMENTUM_NAMES = (*MOMENTS, "momentum_buffer")
+"""What torch's optimizers call the tensors of a parameter's state that are as large as the parameter."""
+
+
 class Named(Protocol):
     """A model, or this rank's shards of one."""
 

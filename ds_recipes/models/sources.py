@@ -39,7 +39,7 @@ from ds_recipes.models.skeleton import (
     saved_buffers,
     tied_names,
 )
-from ds_recipes.ranges import COPY_BYTES, HfFolder
+from ds_recipes.ranges import COPY_BYTES, NONE_MISSED, HfFolder
 
 KEPT_ELEMENTS = 1 << 18
 """Made tensors up to this size are kept: engines come back for the small ones (norms, biases) in a second pass."""
@@ -52,6 +52,7 @@ class InitialWeights:
     """What every source of initial weights says of itself: names, shapes, and that there is no optimizer state."""
 
     optimizer_step = 0
+    missed_steps = NONE_MISSED
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._shapes = dict(shapes)

@@ -52,6 +52,7 @@ def _train(run: Run) -> int:
             continue
         run.trackers.reached(state.step)
         run.prepare_saving(state.step)
+        run.report_unused(state.step, outcome.result.unused)
         run.report_repeats(begin, state)
         run.report_slow_ranks(state.step)
         if state.step % run.config.logging.log_interval == 0 or state.step == run.total_steps:

@@ -1,6 +1,8 @@
 """One run's parts, put together for the loop, and what the loop asks of them."""
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,11 @@ from ds_recipes.training.state import TrainingState
 from ds_recipes.training.stop import StopRequest
 from ds_recipes.training.trackers.group import Trackers
 from ds_recipes.world.group import World
+
+NUMBER = re.compile(r"\.\d+(?=\.|$)")
+"""Of a layer or an expert in a parameter's name."""
+
+SHOWN_KINDS = 6
 
 
 @dataclass
@@ -116,6 +123,21 @@ class Run:
         for slow in self.world.hang.slow_ranks() if self.world.hang is not None else ():
             where = {"rank": slow.rank, "host": slow.host, "slow_in": slow.part}
             self.trackers.event("straggler", step=step, message=slow.message, **where)
+
+    def report_unused(self, step: int, unused: Collection[str]) -> None:
+        """After the first step of a launch, name the trained parameters that it gave no gradient."""
+        if step != self.state.step + 1 or not unused:
+            return
+        kinds = Counter(NUMBER.sub(".*", name) for name in sorted(unused))
+        shown = ", ".join(
+            f"{kind} ({count})" if count > 1 else kind for kind, count in list(kinds.items())[:SHOWN_KINDS]
+        )
+        more = f" and {len(kinds) - SHOWN_KINDS} more kinds" if len(kinds) > SHOWN_KINDS else ""
+        message = (
+            f"{len(unused)} trained parameters got no gradient in this step and stay as they are until they get one: "
+            f"{shown}{more}"
+        )
+        self.trackers.event("unused_parameters", step=step, message=message)
 
     def report_repeats(self, start: int, state: TrainingState) -> None:
         """Say which sources begin again for the first time at a position between `start` and the state's."""

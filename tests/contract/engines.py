@@ -17,7 +17,7 @@ from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.base import Engine
 from ds_recipes.engine.create import create_engine
 from ds_recipes.models.load import ModelSource
-from ds_recipes.ranges import RangeReader
+from ds_recipes.ranges import NONE_MISSED, RangeReader
 from ds_recipes.world.group import World
 from tests.contract.oracle import CONTEXT, freeze, global_batch, joined, llama, skewed_batch
 
@@ -155,6 +155,7 @@ class GivenWeights:
     """A range reader over full tensors in memory."""
 
     optimizer_step = 0
+    missed_steps = NONE_MISSED
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         self._weights = weights

@@ -14,6 +14,7 @@ from ds_recipes.checkpoint.manifest import read_manifest
 from ds_recipes.checkpoint.store import save_checkpoint
 from ds_recipes.engine.fsdp2.step import Fsdp2Engine
 from ds_recipes.errors import DsRecipesError
+from ds_recipes.ranges import NONE_MISSED
 from ds_recipes.world.group import World
 from tests.contract.fsdp2_engines import HUGE_LR, How, engine_of, source, step, weights_of
 from tests.contract.oracle import VOCABULARY, global_batch, joined
@@ -177,6 +178,7 @@ class Constant:
     """Weights that take no memory of their own."""
 
     optimizer_step = 0
+    missed_steps = NONE_MISSED
     names: Sequence[str] = ()
 
     def has(self, kind: str) -> bool:

@@ -67,9 +67,12 @@ def zero(folder: str, optimizer: str, parameters: str, **keys: Any) -> str:
 class Kept:
     """A range reader over tensors in memory."""
 
-    def __init__(self, tensors: dict[str, dict[str, torch.Tensor]], optimizer_step: int) -> None:
+    def __init__(
+        self, tensors: dict[str, dict[str, torch.Tensor]], optimizer_step: int, missed_steps: dict[str, int]
+    ) -> None:
         self.tensors = tensors
         self.optimizer_step = optimizer_step
+        self.missed_steps = missed_steps
 
     def has(self, kind: str) -> bool:
         return kind in self.tensors
@@ -86,7 +89,7 @@ def kept(engine: Engine, world: World) -> Kept:
             values = getattr(shard, kind)
             if values is not None:
                 tensors[kind][shard.name] = torch.cat(world.gather_tensor(values)).clone()
-    return Kept(tensors, engine.optimizer_step)
+    return Kept(tensors, engine.optimizer_step, dict(engine.usage.missed))
 
 
 def continued(world: World, cases: list[tuple[Case, bool]], tmp: str) -> list[dict[str, Any]]:

@@ -48,9 +48,12 @@ KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 class Saved:
     """A range reader over one rank's view of a saved run: full tensors by kind and name."""
 
-    def __init__(self, tensors: dict[str, dict[str, torch.Tensor]], optimizer_step: int) -> None:
+    def __init__(
+        self, tensors: dict[str, dict[str, torch.Tensor]], optimizer_step: int, missed_steps: dict[str, int]
+    ) -> None:
         self.tensors = tensors
         self.optimizer_step = optimizer_step
+        self.missed_steps = missed_steps
         self.num_read = 0
 
     @property
@@ -90,7 +93,7 @@ def save(engine: Engine, world: World) -> Saved:
         for kind in KINDS:
             if pieces[0][kind] is not None:
                 tensors[kind][name] = torch.cat([piece[kind] for piece in pieces]).reshape(shape)
-    return Saved(tensors, engine.optimizer_step)
+    return Saved(tensors, engine.optimizer_step, dict(engine.usage.missed))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class ModelNames:
         """
         self._reader = reader
         self._shapes = parameter_shapes(skeleton)
-        self.optimizer_step = reader.optimizer_step
+        self.optimizer_step, self.missed_steps = reader.optimizer_step, reader.missed_steps
         aliases: dict[str, list[str]] = {name: [name] for name in self._shapes}
         for further, name in tied_names(skeleton).items():
             aliases[name].append(further)

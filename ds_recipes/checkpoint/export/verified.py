@@ -27,7 +27,7 @@ class VerifiedWeights:
         self._manifest = manifest
         self._files: dict[str, _HashedFile] = {}
         self._buffer = torch.empty(COPY_BYTES // torch.float32.itemsize)
-        self.optimizer_step = manifest.optimizer_step
+        self.optimizer_step, self.missed_steps = manifest.optimizer_step, manifest.missed_steps
 
     @property
     def names(self) -> Sequence[str]:

@@ -123,7 +123,7 @@ class _Renamed:
         self._reader = reader
         self._sources = dict(sources)
         self.folder, self.trained_in, self.step = reader.folder, reader.trained_in, reader.step
-        self.optimizer_step = reader.optimizer_step
+        self.optimizer_step, self.missed_steps = reader.optimizer_step, reader.missed_steps
         self.tied: dict[str, str] = {}
 
     @property

@@ -11,7 +11,7 @@ from ds_recipes.checkpoint.native.model_states import dtype_of
 from ds_recipes.checkpoint.native.pickles import load_pickle
 from ds_recipes.checkpoint.native.pieces import copy_flat, flat_range
 from ds_recipes.errors import InputError
-from ds_recipes.ranges import COPY_BYTES
+from ds_recipes.ranges import COPY_BYTES, NONE_MISSED
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 """Where programs put the state within a dictionary of other things, in the order in which they are looked for."""
@@ -64,6 +64,7 @@ class FullStateReader:
     """
 
     optimizer_step = 0
+    missed_steps = NONE_MISSED
     step: int | None = None
 
     def __init__(self, path: Path, state: Mapping[str, torch.Tensor]) -> None:

@@ -38,8 +38,8 @@ def open_deepspeed(path: Path, trust_pickle: bool = False) -> "DeepSpeedReader":
     return DeepSpeedReader(files, model, read_partitions(files.optimizer, model, trust_pickle))
 
 
-def open_layout(path: Path, layout: str, optimizer_step: int) -> "DeepSpeedReader":
-    """Open a checkpoint of ours whose values are in another program's layout; its manifest knows the optimizer's step.
+def open_layout(path: Path, layout: str, optimizer_step: int, missed_steps: Mapping[str, int]) -> "DeepSpeedReader":
+    """Open a checkpoint of ours whose values are in another program's layout; its manifest knows the optimizer's steps.
 
     Raises:
         CheckpointError: the layout is not known.
@@ -50,7 +50,7 @@ def open_layout(path: Path, layout: str, optimizer_step: int) -> "DeepSpeedReade
             f"{path}: its values are in the layout {layout!r}; this program reads {LAYOUT!r} and its own"
         )
     reader = open_deepspeed(path)
-    reader.optimizer_step = optimizer_step
+    reader.optimizer_step, reader.missed_steps = optimizer_step, missed_steps
     return reader
 
 
@@ -69,6 +69,7 @@ class DeepSpeedReader:
         self.buffers: Mapping[str, torch.Tensor] = model.buffers
         self.frozen = tuple(model.shapes)
         self.optimizer_step = partitions.optimizer_step
+        self.missed_steps: Mapping[str, int] = {}
         self._shapes = {name: shape for group in model.trained for name, shape in group.items()} | model.shapes
         self._pieces = partitions.pieces | model.others
         self._kinds = partitions.kinds

@@ -6,7 +6,7 @@ whole while the head runs, also where it is tied to the embedding.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ds_recipes.config.engine_settings import EngineSettings, Precision, Sharding
+from ds_recipes.engine.unused import Usage
 from ds_recipes.errors import ConfigError, InputError
 from ds_recipes.models.loss_head import install_loss_head
 from ds_recipes.world.group import World
@@ -102,6 +103,35 @@ def reduce_unused(module: FSDPModule) -> None:
             whole = getattr(one, "_unsharded_param", None)
             if whole is not None and whole.requires_grad and whole.grad is None:
                 whole.grad = torch.zeros_like(whole)
+        reduce(*unused)
+
+    group.post_backward = post_backward
+
+
+def watch_gradients(model: nn.Module, usage: Usage) -> None:
+    """Note which parameters autograd has a gradient for, before zeros are reduced for the others."""
+    canonical = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {
+        (id(module), name): canonical[id(parameter)]
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+    for sharded in sharded_modules(model):
+        group: Any = sharded._get_fsdp_state()._fsdp_param_group
+        if group is not None:
+            _watch_group(group, names, usage)
+
+
+def _watch_group(group: Any, names: Mapping[tuple[int, str], str], usage: Usage) -> None:
+    places = [one._module_info for one in group.fsdp_params]
+    named = [names[id(place.module), place.param_name] for place in places]
+    reduce = group.post_backward
+
+    def post_backward(*unused: Any) -> None:
+        for one, name in zip(group.fsdp_params, named, strict=True):
+            whole = getattr(one, "_unsharded_param", None)
+            if whole is not None and whole.grad is not None:
+                usage.mark(name)
         reduce(*unused)
 
     group.post_backward = post_backward

@@ -4,7 +4,7 @@ Rank r of W in a group holds rows [r * c, (r + 1) * c), c = ceil(rows / W); the 
 replicas of each other each of them gives an equal piece of its range, so that together they cover it once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -93,12 +93,12 @@ class LocalState:
         for parameter in self._trained().values():
             create_state(optimizer, parameter)
 
-    def take_gradients(self) -> list[torch.Tensor]:
-        """Hand the sharded gradients to the optimizer's parameters, and return them."""
+    def take_gradients(self, unused: Collection[str]) -> list[torch.Tensor]:
+        """Hand the sharded gradients to the optimizer's parameters, and return them; those of `unused` ones are no gradients."""
         gradients = []
         for name, parameter in self._trained().items():
             gradient = self._sharded[name].grad
-            if gradient is not None:
+            if gradient is not None and name not in unused:
                 assert isinstance(gradient, DTensor)
                 parameter.grad = gradient.to_local()
                 gradients.append(parameter.grad)
@@ -127,8 +127,8 @@ class LocalState:
                 exp_avg_sq=None if moments["exp_avg_sq"] is None else moments["exp_avg_sq"].view(-1)[piece].float(),
             )
 
-    def load(self, reader: RangeReader) -> None:
-        """Fill the whole shard from `reader`, on every replica."""
+    def load(self, reader: RangeReader, missed: Mapping[str, int]) -> None:
+        """Fill the whole shard from `reader`, on every replica. `missed`: steps that a parameter's own count is behind."""
         assert self._optimizer is not None
         kinds = moments_in(reader, self._optimizer)
         with torch.no_grad():
@@ -139,9 +139,10 @@ class LocalState:
                     if moment is not None:
                         reader.read_into(kind, place.name, place.start, moment.view(-1))
         if kinds:
-            for state in self._optimizer.state.values():
+            for name, parameter in self._trained().items():
+                state = self._optimizer.state.get(parameter, {})
                 if "step" in state:
-                    state["step"].fill_(reader.optimizer_step)
+                    state["step"].fill_(reader.optimizer_step - missed.get(name, 0))
 
     def _moment(self, kind: str, name: str) -> torch.Tensor | None:
         if self._optimizer is None:

@@ -16,11 +16,19 @@ from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord, install_checkpointing
 from ds_recipes.engine.base import Engine, Shard, StepResult, weighted
 from ds_recipes.engine.buffers import SavedBuffers
-from ds_recipes.engine.fsdp2.build import check_precision, make_mesh, mixed_precision, shard_model, sharded_modules
+from ds_recipes.engine.fsdp2.build import (
+    check_precision,
+    make_mesh,
+    mixed_precision,
+    shard_model,
+    sharded_modules,
+    watch_gradients,
+)
 from ds_recipes.engine.fsdp2.local_state import LocalState
 from ds_recipes.engine.inputs import model_inputs
 from ds_recipes.engine.loss_scale import LossScaler
 from ds_recipes.engine.optimizer import make_optimizer, moments_in
+from ds_recipes.engine.unused import Usage
 from ds_recipes.models.weight_decay import decayed_names
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
@@ -52,6 +60,8 @@ class Fsdp2Engine(Engine):
         self._modules = sharded_modules(skeleton)
         self._root = self._modules[0]
         self._buffers = SavedBuffers(skeleton, world, computes_again=self.activations is not None)
+        self.usage = Usage([name for name, parameter in skeleton.named_parameters() if parameter.requires_grad])
+        watch_gradients(skeleton, self.usage)
         self._local = LocalState(skeleton, mesh)
         self._optimizer = make_optimizer(self._local, decayed, optimizer)
         self._local.adopt(self._optimizer)
@@ -101,7 +111,8 @@ class Fsdp2Engine(Engine):
         assert self._micro_steps_done == self._micro_steps, "update() before the last micro-step"
         self._micro_steps_done = 0
         self._free_gathered()
-        gradients = self._local.take_gradients()
+        unused = self.usage.agree(self._world).unused
+        gradients = self._local.take_gradients(unused)
         loss_scale = self._loss_scale
         norm = self._norm(gradients) / loss_scale
         applied = math.isfinite(norm)
@@ -113,12 +124,13 @@ class Fsdp2Engine(Engine):
                 group["lr"] = lr
             self._optimizer.step()
             self.optimizer_step += 1
+            self.usage.stepped(unused)
         self._local.clear_gradients()
         self._buffers.end_step(applied)
         if self._scaler is None:
-            return StepResult(norm, applied)
+            return StepResult(norm, applied, unused=unused)
         self._scaler.update(overflow=not applied)
-        return StepResult(norm, applied, loss_scale)
+        return StepResult(norm, applied, loss_scale, unused)
 
     def _norm(self, gradients: list[torch.Tensor]) -> float:
         """Global L2 norm, summed in float64, equal on all ranks. The step's one wait for the device."""
@@ -161,10 +173,11 @@ class Fsdp2Engine(Engine):
     def load_shards(self, reader: RangeReader) -> None:
         """Fill this rank's ranges from `reader`, each rank only its own, and the saved buffers."""
         self._free_gathered()
-        self._local.load(reader)
         self._buffers.load(reader)
         if moments_in(reader, self._optimizer):
             self.optimizer_step = reader.optimizer_step
+            self.usage.load(reader)
+        self._local.load(reader, self.usage.missed)
 
     def saved_buffers(self) -> Mapping[str, torch.Tensor]:
         """Copies of the saved buffers by name, equal on all ranks."""

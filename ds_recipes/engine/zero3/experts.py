@@ -13,10 +13,13 @@ from torch import nn
 from ds_recipes.engine.zero3.leaf import expert_blocks
 
 
-def give_every_expert_a_gradient(model: nn.Module) -> None:
-    """Let each block that chooses among a list of experts add a gradient of zeros to all of its parameters."""
-    for block in expert_blocks(model):
+def give_every_expert_a_gradient(model: nn.Module) -> frozenset[str]:
+    """Let each block that chooses among a list of experts add a gradient of zeros to all of its parameters; their names."""
+    blocks = expert_blocks(model)
+    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+    for block in blocks:
         block.register_forward_pre_hook(_add_zeros, with_kwargs=True)
+    return frozenset(name for name, parameter in model.named_parameters() if id(parameter) in inside)
 
 
 def _add_zeros(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -34,6 +37,23 @@ def _add_zeros(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return args, {**kwargs, name: _WithZeroGradients.apply(kwargs[name], *parameters)}  # type: ignore[no-untyped-call]
 
 
+def is_filled_in(gradient: torch.Tensor) -> bool:
+    """True for a whole gradient that is this module's zeros: autograd had none to add to them."""
+    zero = _ZEROS.get((gradient.dtype, gradient.device))
+    return zero is not None and gradient.data_ptr() == zero.data_ptr()
+
+
+_ZEROS: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+"""One number for each dtype and device, which all of this module's gradients are views of."""
+
+
+def _zero_like(parameter: torch.Tensor) -> torch.Tensor:
+    key = parameter.dtype, parameter.device
+    if key not in _ZEROS:
+        _ZEROS[key] = parameter.new_zeros(())
+    return _ZEROS[key]
+
+
 class _WithZeroGradients(torch.autograd.Function):
     """The tensor as it is; in backward zeros, which take no memory, for the parameters besides."""
 
@@ -44,4 +64,4 @@ class _WithZeroGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (grad, *(parameter.new_zeros(()).expand_as(parameter) for parameter in ctx.parameters))
+        return (grad, *(_zero_like(parameter).expand_as(parameter) for parameter in ctx.parameters))

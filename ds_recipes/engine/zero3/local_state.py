@@ -18,6 +18,7 @@ from ds_recipes.engine.base import Shard
 from ds_recipes.engine.optimizer import create_state, moment_of, moments_in
 from ds_recipes.engine.zero3.frozen_shards import FrozenShards
 from ds_recipes.engine.zero3.nvme import check_written, keep_gradients_in_memory, read_ahead_once, settle
+from ds_recipes.engine.zero3.unused import Part
 from ds_recipes.ranges import RangeReader
 
 
@@ -63,6 +64,15 @@ class LocalState:
                         exp_avg_sq=self._moment("exp_avg_sq", place),
                     )
         yield from self._frozen.shards()
+
+    def parts(self) -> dict[torch.Tensor, list[Part]]:
+        """Which parameters lie in each sub-group's flat tensor."""
+        masters = self._zero.fp32_partitioned_groups_flat
+        parts: dict[torch.Tensor, list[Part]] = {master: [] for master in masters}
+        for place in self._places:
+            part = Part(place.name, place.offset, place.offset + place.padded)
+            parts[masters[place.sub_group]].append(part)
+        return parts
 
     @torch.no_grad()
     def load(self, reader: RangeReader) -> None:

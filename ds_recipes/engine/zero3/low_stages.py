@@ -20,6 +20,7 @@ from torch import nn
 from ds_recipes.engine.base import Shard
 from ds_recipes.engine.optimizer import MOMENTS, create_state, moment_of, moments_in
 from ds_recipes.engine.zero3.frozen import Frozen
+from ds_recipes.engine.zero3.unused import Part
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
 
@@ -56,6 +57,13 @@ class LowStageState:
             assert fp32 is not None
             yield Shard(piece.name, piece.shape, piece.start, piece.length, fp32, exp_avg, exp_avg_sq)
         yield from self._frozen.shards()
+
+    def parts(self) -> dict[torch.Tensor, list[Part]]:
+        """Which parameters lie in this rank's part of each group."""
+        parts: dict[torch.Tensor, list[Part]] = {master: [] for master in self._masters}
+        for piece in sorted(self._pieces, key=lambda piece: piece.offset):
+            parts[self._masters[piece.group]].append(Part(piece.name, piece.offset, piece.offset + piece.length))
+        return parts
 
     @torch.no_grad()
     def load(self, reader: RangeReader) -> None:

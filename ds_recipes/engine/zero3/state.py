@@ -6,7 +6,10 @@ Stage 3 is `local_state.py`, stages 1 and 2 are `low_stages.py`.
 from collections.abc import Iterator
 from typing import Protocol
 
+import torch
+
 from ds_recipes.engine.base import Shard
+from ds_recipes.engine.zero3.unused import Part
 from ds_recipes.ranges import RangeReader
 
 
@@ -22,4 +25,8 @@ class State(Protocol):
 
     def load(self, reader: RangeReader) -> None:
         """Fill every range from `reader`, then what the next forward reads. Every rank must call it."""
+        ...
+
+    def parts(self) -> dict[torch.Tensor, list[Part]]:
+        """Which parameters lie in each flat tensor that the optimizer steps, in the order in which they lie there."""
         ...

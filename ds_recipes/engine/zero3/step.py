@@ -7,6 +7,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from transformers import PreTrainedModel
 
 from ds_recipes.config.engine_settings import EngineSettings
@@ -18,6 +19,7 @@ from ds_recipes.engine.base import Engine, Shard, Sink, StepResult, weighted
 from ds_recipes.engine.buffers import SavedBuffers
 from ds_recipes.engine.inputs import model_inputs
 from ds_recipes.engine.optimizer import make_optimizer, moments_in
+from ds_recipes.engine.unused import Usage
 from ds_recipes.engine.zero3 import scaler
 from ds_recipes.engine.zero3.build import place_model, share_offloaded_gradients, start_deepspeed
 from ds_recipes.engine.zero3.experts import give_every_expert_a_gradient
@@ -29,6 +31,7 @@ from ds_recipes.engine.zero3.nvme import settle
 from ds_recipes.engine.zero3.placement import clear_placement, prepare_placement
 from ds_recipes.engine.zero3.precision import real_precision
 from ds_recipes.engine.zero3.state import State
+from ds_recipes.engine.zero3.unused import PartwiseSteps, check_used_alike, forget_old_gradients, watch_gradients
 from ds_recipes.models.weight_decay import decayed_names
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
@@ -56,10 +59,11 @@ class ZeroEngine(Engine):
         self._micro_steps_done = 0
         self._attention = skeleton.config._attn_implementation
         decayed = decayed_names(skeleton)
+        self._in_expert_blocks: frozenset[str] = frozenset()
         if self._stage == 3:
             mark_expert_blocks(skeleton)
         else:
-            give_every_expert_a_gradient(skeleton)
+            self._in_expert_blocks = give_every_expert_a_gradient(skeleton)
         ds_json = prepare_placement(ds_json, skeleton, world)
         self._ds_json = ds_json
         self.activations = world.check(
@@ -71,9 +75,13 @@ class ZeroEngine(Engine):
         torch_optimizer = make_optimizer(skeleton, decayed, optimizer)
         self._deepspeed = start_deepspeed(skeleton, torch_optimizer, ds_json)
         self._zero = self._deepspeed.optimizer
+        self.usage = Usage([name for name, parameter in skeleton.named_parameters() if parameter.requires_grad])
+        watch_gradients(skeleton, self.usage)
         if self._scales_loss:
             scaler.hold(self._zero.loss_scaler)
         self._local = self._make_state()
+        self._steps = PartwiseSteps(torch_optimizer, self.usage, self._local.parts())
+        self._forget_old_gradients = forget_old_gradients(self._zero, self._stage)
         self.optimizer_step = 0
 
     def _checkpoint_activations(self, skeleton: PreTrainedModel, settings: EngineSettings) -> ActivationRecord | None:
@@ -86,6 +94,11 @@ class ZeroEngine(Engine):
         share_offloaded_gradients(self._zero)
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return LocalState(self._zero, names, self._world.rank)
+
+    @property
+    def _reduces_in_order(self) -> bool:
+        """True where each rank sums its own gradients with whatever the others have at that place."""
+        return self._stage < 3 and not isinstance(self._zero, BF16_Optimizer)
 
     def backward(self, batch: MicroBatch, scale: float) -> torch.Tensor:
         """Add the gradient of `scale` x (sum of token losses); return that sum, a scalar on the device.
@@ -105,10 +118,16 @@ class ZeroEngine(Engine):
         """Clip, step with the given learning rate and clear the gradients; a non-finite gradient skips the step.
 
         Raises:
-            TrainingError: fp16 overflows at its least loss scale.
+            TrainingError: fp16 overflows at its least loss scale; ranks used different parameters where DeepSpeed cannot add
+                them up.
         """
         assert self._micro_steps_done == self._micro_steps, "update() before the last micro-step"
         self._micro_steps_done = 0
+        agreed = self.usage.agree(self._world)
+        if self._reduces_in_order:
+            check_used_alike(agreed.partly, self._in_expert_blocks)
+        self._steps.begin(agreed.unused, self.optimizer_step)
+        self._forget_old_gradients()
         for group in self._zero.param_groups:
             group["lr"] = lr
         loss_scale = float(self._zero.loss_scale) if self._scales_loss else None
@@ -118,9 +137,12 @@ class ZeroEngine(Engine):
             scaler.update(self._zero.loss_scaler, overflow=not applied)
         if not applied and self._stage < 3:
             forget_gradients(self._zero)
-        self.optimizer_step += applied
+        if applied:
+            self.optimizer_step += 1
+            self.usage.stepped(agreed.unused)
         self._buffers.end_step(applied)
-        return StepResult(float(self._deepspeed.get_global_grad_norm()), applied, loss_scale)
+        norm = float(self._deepspeed.get_global_grad_norm())
+        return StepResult(norm, applied, loss_scale, agreed.unused)
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
@@ -168,6 +190,7 @@ class ZeroEngine(Engine):
         self._buffers.load(reader)
         if moments_in(reader, self._zero.optimizer):
             self.optimizer_step = reader.optimizer_step
+            self.usage.load(reader)
 
     def saved_buffers(self) -> Mapping[str, torch.Tensor]:
         """Copies of the saved buffers by name, equal on all ranks."""

@@ -11,6 +11,7 @@ from ds_recipes.checkpoint.rank_file import Streamed, own_ranges
 from ds_recipes.checkpoint.retention import Keep
 from ds_recipes.checkpoint.store import Published, Store, save_checkpoint
 from ds_recipes.engine.base import Shard
+from ds_recipes.engine.unused import Usage
 from ds_recipes.world.group import World, solo
 
 PROBE = (torch.zeros((1, 2), dtype=torch.int64), torch.zeros((1, 2, 3)))
@@ -30,6 +31,7 @@ class FlatEngine:
     ) -> None:
         self.tensors = dict(tensors)
         self.buffers = dict(buffers or {})
+        self.usage = Usage(list(tensors))
         self.with_moments = with_moments
         self.frozen = frozen
 

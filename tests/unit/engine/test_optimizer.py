@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from ds_recipes.engine.optimizer import create_state, moment_of, moments_in
+from ds_recipes.ranges import NONE_MISSED
 
 
 class Holding:
     """A reader that has these kinds."""
 
     optimizer_step = 3
+    missed_steps = NONE_MISSED
     names: tuple[str, ...] = ()
 
     def __init__(self, *kinds: str) -> None:

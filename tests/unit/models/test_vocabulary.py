@@ -28,6 +28,7 @@ from ds_recipes.models import vocabulary
 from ds_recipes.models.load import ModelSource
 from ds_recipes.models.skeleton import build_skeleton, parameter_shapes, tied_names
 from ds_recipes.models.vocabulary import grown_weights, mean_row, random_rows, rows_needed, with_vocabulary_size
+from ds_recipes.ranges import NONE_MISSED
 from tests.unit.models.tiny import CONFIGS, tiny_model
 
 CPU = torch.device("cpu")
@@ -111,6 +112,7 @@ class Held:
     """A range reader over one tensor in memory."""
 
     optimizer_step = 0
+    missed_steps = NONE_MISSED
     names = ("table",)
 
     def __init__(self, table: torch.Tensor) -> None:

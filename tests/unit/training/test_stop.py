@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ds_recipes.ranges import NONE_MISSED
 from ds_recipes.training.hurried import Hurried
 from ds_recipes.training.stop import StopRequest
 
@@ -155,6 +156,7 @@ class Ones:
     """A range reader of ones that counts how often it is read."""
 
     optimizer_step = 7
+    missed_steps = NONE_MISSED
     names = ("a", "b")
     reads = 0
 
