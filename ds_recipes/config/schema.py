@@ -39,6 +39,12 @@ class ModelConfig:
         False, "Pick the fastest attention kernel that is installed. Instead of attn_implementation."
     )
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model or the tokenizer.")
+    model_part: str = setting(
+        "whole",
+        "What of the model is trained. language: of a model of text and images or sound the language model and its head; the "
+        "rest stays as it is in the files, in checkpoints and exports too.",
+        choices=("whole", "language"),
+    )
     allow_unused_weights: bool = setting(
         False,
         "Train although the model's files hold tensors that the model does not have; they are left out of what is saved.",

@@ -53,7 +53,7 @@ def count_flops(skeleton: PreTrainedModel) -> ModelFlops:
     """Count a causal language model's matrix products from its skeleton.
 
     An embedding is a lookup and costs nothing; the head is counted once, tied or not. Of a mixture's experts those that
-    a token is sent to are counted.
+    a token is sent to are counted. What is frozen, such as a tower for images, is left out: text does not come by there.
     """
     config: PretrainedConfig = skeleton.config.get_text_config()
     return ModelFlops(
@@ -76,7 +76,7 @@ def _used_parameters(skeleton: nn.Module, config: PretrainedConfig) -> Iterator[
             )
             in_experts = "experts" in module_name.split(".")
             stacked_bias = in_experts and name.endswith("bias")
-            if parameter.dim() >= 2 and not stacked_bias:
+            if parameter.dim() >= 2 and not stacked_bias and parameter.requires_grad:
                 yield prod(parameter.shape) * (share if in_experts else 1.0)
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from ds_recipes.config.model_check import other_kind, quantised_weights
 from ds_recipes.errors import InputError
 from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
+from ds_recipes.models.parts import WHOLE, other_part_hint
 from ds_recipes.models.skeleton import build_skeleton, tied_names
 from ds_recipes.models.sources import FolderWeights, random_weights, shortened
 from ds_recipes.models.vocabulary import check_vocabulary, grown_weights, with_vocabulary_size
@@ -26,7 +27,7 @@ HUB_COPIES = ["consolidated*", "original/*", "onnx/*"]  # the same weights in ot
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that was found and read, not yet built. `folder` is None for random weights.
+    """A model that was found and read, not yet built. `folder` is None for random weights; `part` is what of it is trained.
 
     Where the vocabulary has grown, `before` is the model as it lies in the folder, and `new_rows` says what the new rows
     hold: "mean" or "random".
@@ -38,6 +39,7 @@ class ModelSource:
     trust_remote_code: bool
     before: "ModelSource | None" = None
     new_rows: str = "mean"
+    part: str = WHOLE
 
     def resized(self, vocabulary_size: int, new_rows: str) -> "ModelSource":
         """This model with a larger vocabulary; itself where the size is the same.
@@ -83,7 +85,8 @@ class ModelSource:
                 f"{self.folder}: holds {len(weights.unused)} tensors that the model of its config.json "
                 f"({type(weights.skeleton).__name__}) does not have, so training would go on without them:\n"
                 f"{shortened(weights.unused)}\n"
-                "Correct config.json, or train without them, and export without them, with --allow_unused_weights."
+                f"{other_part_hint(source.hf_config) or 'Correct config.json.'} To train without them, and export without "
+                "them, pass --allow_unused_weights."
             )
         for names, why in (
             (weights.unused, "--allow_unused_weights"),
@@ -120,7 +123,7 @@ class ModelSource:
 
     def skeleton(self, dtype: torch.dtype, attn_implementation: str, device: torch.device) -> PreTrainedModel:
         """The structure without storage; see `models/skeleton.py`."""
-        return build_skeleton(self.config_copy(), dtype, attn_implementation, device, self.trust_remote_code)
+        return build_skeleton(self.config_copy(), dtype, attn_implementation, device, self.trust_remote_code, self.part)
 
     def config_copy(self) -> PretrainedConfig:
         """The config as it was read: transformers writes into the one that a model is built from."""
@@ -161,6 +164,7 @@ def find_model(
     seed: int,
     trust_remote_code: bool,
     with_weights: bool = True,
+    part: str = WHOLE,
 ) -> ModelSource:
     """Read the model's config; download a hub model's files once per host. Every rank must call it.
 
@@ -172,13 +176,13 @@ def find_model(
     if model_name is None:
         assert model_config is not None
         config = world.check("model config", lambda: _read_config(Path(model_config), trust_remote_code))
-        return ModelSource(config, None, seed, trust_remote_code)
+        return ModelSource(config, None, seed, trust_remote_code, part=part)
     is_folder = Path(model_name).is_dir()
     folder = Path(model_name) if is_folder else _download(world, model_name, HUB_SMALL)
     config = world.check("model config", lambda: _read_config(folder, trust_remote_code))
     if with_weights and not is_folder:
         folder = _download(world, model_name, [*HUB_SMALL, "*.safetensors"])
-    return ModelSource(config, folder, seed, trust_remote_code)
+    return ModelSource(config, folder, seed, trust_remote_code, part=part)
 
 
 def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:

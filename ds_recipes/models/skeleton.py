@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from ds_recipes.errors import InputError
+from ds_recipes.models.parts import LANGUAGE, WHOLE, auto_class_of, keep_to_language, other_part_hint
 
 RECOMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"attn\.(masked_bias|rotary_emb\.(cos|sin)_cached)$")
 """Tables in the files of older versions of transformers, which follow from the config."""
@@ -28,12 +29,16 @@ def build_skeleton(
     attn_implementation: str,
     device: torch.device,
     trust_remote_code: bool,
+    part: str = WHOLE,
 ) -> PreTrainedModel:
     """Build a causal language model whose parameters are on the meta device and whose buffers are on `device`.
 
     Parameters and buffers have the dtypes that transformers gives them when it loads the model in `dtype`: some
     parameters stay in float32 (`kept_in_float32`), and so do most buffers. Rotary frequencies rounded to bfloat16 would
     move every position.
+
+    With `part` LANGUAGE it is a model of text and images or sound, of which only the language model is trained; see
+    `models/parts.py`.
 
     Raises:
         InputError: the model asks for something that is not supported, or leaves a buffer without a value that no
@@ -44,9 +49,10 @@ def build_skeleton(
             "the model's config.json sets output_router_logits, which adds a loss for the router that is not supported; "
             "set it to false there"
         )
+    auto_class = auto_class_of(hf_config, part)
 
     def make() -> PreTrainedModel:
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = auto_class.from_config(
             copy.deepcopy(hf_config),
             dtype=dtype,
             attn_implementation=attn_implementation,
@@ -61,6 +67,8 @@ def build_skeleton(
         raise InputError(_why_not_built(hf_config, attn_implementation, error)) from error
     _keep_in_float32(model, dtype)
     place_buffers(model, device, make)
+    if part == LANGUAGE:
+        keep_to_language(model)
     return model
 
 
@@ -110,7 +118,7 @@ def _why_not_built(hf_config: PretrainedConfig, attn_implementation: str, error:
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
     return (
         f"transformers {transformers.__version__} cannot build a causal language model of type {hf_config.model_type}: "
-        f"{kind}{reason}. Check its config.json."
+        f"{kind}{reason}. {other_part_hint(hf_config) or 'Check its config.json.'}"
     )
 
 
@@ -185,7 +193,7 @@ def initialiser(model: PreTrainedModel, path: str) -> Callable[[nn.Module], None
 def _filled_with_sentinel(meta: torch.Tensor, device: torch.device) -> torch.Tensor:
     sentinel = (
         float("nan")
-        if meta.is_floating_point()
+        if meta.is_floating_point() or meta.is_complex()
         else (False if meta.dtype == torch.bool else torch.iinfo(meta.dtype).min)
     )
     return torch.full(meta.shape, sentinel, dtype=meta.dtype, device=device)
@@ -195,7 +203,7 @@ def holds_sentinel(buffer: torch.Tensor | None) -> bool:
     """True for a buffer that `place_buffers` found no value for."""
     if buffer is None or buffer.numel() == 0:
         return False
-    if buffer.is_floating_point():
+    if buffer.is_floating_point() or buffer.is_complex():
         return bool(buffer.isnan().any())
     return buffer.dtype != torch.bool and bool((buffer == torch.iinfo(buffer.dtype).min).all())
 

@@ -42,7 +42,7 @@ def identity_of(config: Config, plan: Plan, read: Reading, hf_config: Mapping[st
 
     `plan` is laid out without the rows that a run leaves out: those may change on the way. `hf_config` is the model's config.
     """
-    data, weights = config.data, read.corpus.weights
+    data, weights, part = config.data, read.corpus.weights, config.model.model_part
     return {
         "data": read.corpus.fingerprint,
         "tokenizer": read.tokenizer_fingerprint,
@@ -56,7 +56,7 @@ def identity_of(config: Config, plan: Plan, read: Reading, hf_config: Mapping[st
         "global_batch_size": str(plan.global_rows),
         "precision": f"{config.run.precision}: {engine_settings(config).precision}",
         "optimizer": config.optimizer.optimizer_type,
-        "model": dict(_entries(hf_config)),
+        "model": dict(_entries(hf_config)) | ({} if part == "whole" else {"model_part": part}),
         "schedule": _schedule(config, plan),
     }
 

@@ -53,7 +53,12 @@ def read_model(config: Config, world: World, saved: Manifest | None) -> Model:
     """
     attention = world.check("attention", lambda: choose_attention(config, world.device))
     named = find_model(
-        world, config.model.model_name, config.model.model_config, config.run.seed, config.model.trust_remote_code
+        world,
+        config.model.model_name,
+        config.model.model_config,
+        config.run.seed,
+        config.model.trust_remote_code,
+        part=config.model.model_part,
     )
     world.check("context size", lambda: _check_context(config, named))
     tokenizer = world.check("tokenizer", lambda: read_tokenizer(config))

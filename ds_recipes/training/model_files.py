@@ -14,6 +14,7 @@ from ds_recipes.data.tokenizer_file import first_difference
 from ds_recipes.errors import InputError
 from ds_recipes.models.end_tokens import GENERATION_CONFIG, EndTokens
 from ds_recipes.models.load import ModelSource
+from ds_recipes.models.parts import PROCESSOR_FILES
 
 
 def model_files(
@@ -29,6 +30,9 @@ def model_files(
         # Several templates go into tokenizer_config.json: every version of transformers reads them there.
         tokenizer.save_pretrained(folder, save_jinja_files=not isinstance(tokenizer.chat_template, dict))
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    if source.folder is not None:
+        kept = [source.folder / name for name in PROCESSOR_FILES]
+        files |= {path.name: path.read_bytes() for path in kept if path.is_file()}
     if source.trust_remote_code and source.folder is not None:
         files |= {path.name: path.read_bytes() for path in sorted(source.folder.glob("*.py"))}
     return _tokenizer_of(tokenizer, source.trust_remote_code) | files | _tokenizer_config(tokenizer, files)

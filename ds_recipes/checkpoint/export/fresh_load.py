@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 PROBE_TOKENS = 16
 PROBE_TEXTS = ("Hello world", " a  b\n\n\tc 1234.5", "東京で学ぶ。 été 🙂", "<s>[INST] x </s><|im_start|>user\n")
@@ -23,13 +27,12 @@ PROBE_TEXTS = ("Hello world", " a  b\n\n\tc 1234.5", "東京で学ぶ。 été �
 def compare(request: dict[str, Any]) -> dict[str, object]:
     """Keys that loading missed or did not know, and the largest difference of the logits with their own size."""
     folder, trust = request["folder"], request["trust_remote_code"]
-    load: Any = AutoModelForCausalLM.from_pretrained
-    model, info = load(
+    model, info = _class_of(folder, trust).from_pretrained(
         folder, dtype=getattr(torch, request["dtype"]), output_loading_info=True, trust_remote_code=trust
     )
     probe = load_file(request["probe"]) if request["probe"] else {"input_ids": _some_ids(model.get_input_embeddings())}
     with torch.inference_mode():
-        logits = model.eval()(probe["input_ids"]).logits.float()  # [1, tokens, vocabulary]
+        logits = _text_model(model.eval())(probe["input_ids"]).logits.float()  # [1, tokens, vocabulary]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     del model
     expected = probe["logits"] if "logits" in probe else _reference(request, probe["input_ids"])
@@ -42,6 +45,21 @@ def compare(request: dict[str, Any]) -> dict[str, object]:
         "other_tokens": _other_tokens(folder, request["tokenizer"], trust) if request["tokenizer"] else [],
         "parameters": parameters,
     }
+
+
+def _class_of(folder: str, trust: bool) -> Any:
+    """The auto class of the model that config.json names: one of text, or one of text and images or sound."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    saved = set(config.architectures or ())
+    is_text = saved & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    is_more = saved & set(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.values())
+    return AutoModelForMultimodalLM if is_more and not is_text else AutoModelForCausalLM
+
+
+def _text_model(model: Any) -> Any:
+    """The part of the model that makes logits of text alone: the language model where that has the head (Llama 4)."""
+    language = model.get_decoder()
+    return language if model.get_output_embeddings() in language.modules() else model
 
 
 def _other_tokens(folder: str, original: str, trust: bool) -> list[str]:

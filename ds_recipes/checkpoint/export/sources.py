@@ -29,6 +29,7 @@ from ds_recipes.checkpoint.native.write import BESIDE
 from ds_recipes.data.tokenizer import VOCABULARY_FILES
 from ds_recipes.errors import CheckpointError, InputError
 from ds_recipes.models.load import ModelSource, find_model
+from ds_recipes.models.parts import PROCESSOR_FILES, part_saved
 from ds_recipes.models.skeleton import build_skeleton, parameter_shapes, saved_buffers
 from ds_recipes.models.vocabulary import with_vocabulary_size
 from ds_recipes.ranges import RangeReader
@@ -52,6 +53,7 @@ MODEL_FILES = (
     "chat_template.json",
     "*.jinja",
     "additional_chat_templates/*.jinja",
+    *PROCESSOR_FILES,
 )
 """Small files that belong to a Hugging Face model, beside config.json."""
 
@@ -237,13 +239,13 @@ def _as_large_as(
     return with_vocabulary_size(hf_config, saved[0]), (note,)
 
 
-def _skeleton(hf_config: PretrainedConfig, wanted: Wanted) -> PreTrainedModel:
-    return build_skeleton(deepcopy(hf_config), torch.float32, "eager", CPU, wanted.trust_remote_code)
+def _skeleton(hf_config: PretrainedConfig, wanted: Wanted, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return build_skeleton(deepcopy(hf_config), dtype, "eager", CPU, wanted.trust_remote_code, part_saved(hf_config))
 
 
 def dtypes_apart(hf_config: PretrainedConfig, dtype: torch.dtype, wanted: Wanted) -> dict[str, torch.dtype]:
     """The parameters and saved buffers that transformers gives another dtype when it loads the model in `dtype`."""
-    model = build_skeleton(deepcopy(hf_config), dtype, "eager", CPU, wanted.trust_remote_code)
+    model = _skeleton(hf_config, wanted, dtype)
     own = {**dict(model.named_parameters()), **saved_buffers(model)}
     return {name: tensor.dtype for name, tensor in own.items() if tensor.dtype != dtype}
 
