@@ -280,7 +280,10 @@ def file_inside(folder: Path, name: str) -> Path:
 
 
 class HfFolder:
-    """The safetensors files of a Hugging Face folder, as one table of tensors by their names in the files."""
+    """The safetensors files of a Hugging Face folder, as one table of tensors by their names in the files.
+
+    Of a name that several files have the last one counts; `doubles` are the others.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Find the files and read their headers.
@@ -290,7 +293,13 @@ class HfFolder:
         """
         self.folder = folder
         files = {name: SafetensorsFile(path) for name, path in _weight_files(folder).items()}
-        self.file_of: dict[str, SafetensorsFile] = {name: file for file in files.values() for name in file.entries}
+        self.file_of: dict[str, SafetensorsFile] = {}
+        self.doubles: dict[str, list[SafetensorsFile]] = {}
+        for file in files.values():
+            for name in file.entries:
+                if name in self.file_of:
+                    self.doubles.setdefault(name, []).append(self.file_of[name])
+                self.file_of[name] = file
 
     @property
     def names(self) -> list[str]:

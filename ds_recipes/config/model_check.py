@@ -55,6 +55,8 @@ def check_model(config: Config) -> Iterator[str]:
     quantised = quantised_weights(shape, path)
     if quantised is not None:
         yield f"{where}: {quantised}"
+    if name == "model_name":
+        yield from (f"{where}: {problem}" for problem in other_weights(shape, path))
     yield from _context(config, shape, path)
 
 
@@ -89,6 +91,23 @@ def _base_of(adapter_config: Path) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     return str(base) if base else None
+
+
+def other_weights(shape: Any, path: Path) -> Iterator[str]:
+    """Why transformers would load other weights than those beside `path`, a config.json that holds `shape`."""
+    adapter = path.with_name("adapter_config.json")
+    if path.name == "config.json" and adapter.is_file():
+        yield (
+            f"{path.parent}: holds a model and an adapter ({adapter.name}) for {_base_of(adapter) or 'another one'}, and "
+            "transformers would load that one with the adapter in it. Move the adapter's files away to train the model that "
+            "lies there, or merge the two first."
+        )
+    named = shape.get("transformers_weights") if isinstance(shape, Mapping) else None
+    if named:
+        yield (
+            f"{path}: names its weights' file (transformers_weights: {named}), which is not read here. Name it "
+            "model.safetensors, and delete that entry."
+        )
 
 
 def quantised_weights(shape: Any, path: Path) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from ds_recipes.config.model_check import other_kind, quantised_weights
+from ds_recipes.config.model_check import other_kind, other_weights, quantised_weights
 from ds_recipes.errors import InputError
 from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
 from ds_recipes.models.parts import WHOLE, other_part_hint
@@ -175,28 +175,30 @@ def find_model(
     """
     if model_name is None:
         assert model_config is not None
-        config = world.check("model config", lambda: _read_config(Path(model_config), trust_remote_code))
+        config = world.check("model config", lambda: _read_config(Path(model_config), trust_remote_code, False))
         return ModelSource(config, None, seed, trust_remote_code, part=part)
     is_folder = Path(model_name).is_dir()
     folder = Path(model_name) if is_folder else _download(world, model_name, HUB_SMALL)
-    config = world.check("model config", lambda: _read_config(folder, trust_remote_code))
+    config = world.check("model config", lambda: _read_config(folder, trust_remote_code, with_weights))
     if with_weights and not is_folder:
         folder = _download(world, model_name, [*HUB_SMALL, "*.safetensors"])
     return ModelSource(config, folder, seed, trust_remote_code, part=part)
 
 
-def _read_config(path: Path, trust_remote_code: bool) -> PretrainedConfig:
+def _read_config(path: Path, trust_remote_code: bool, with_weights: bool) -> PretrainedConfig:
     """The config of a folder or a file, once it is known that its weights are weights."""
     file = path / "config.json" if path.is_dir() else path
     kind = other_kind(path) if path.is_dir() and not file.exists() else None
     if kind is not None:
         raise InputError(f"{path}: {kind}")
     try:
-        quantised = quantised_weights(json.loads(file.read_text(encoding="utf-8")), file)
+        shape = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(_why_not_read(path, error)) from error
-    if quantised is not None:
-        raise InputError(quantised)
+    quantised = quantised_weights(shape, file)
+    problems = [*([quantised] if quantised else []), *(other_weights(shape, file) if with_weights else [])]
+    if problems:
+        raise InputError("\n".join(problems))
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # each class of configs raises what it likes for values that do not fit together

@@ -278,6 +278,7 @@ class FolderWeights(InitialWeights):
         self.skeleton = skeleton
         self._conversions = get_model_conversion_mapping(skeleton)
         self._files = HfFolder(folder)
+        self._refuse_doubles()
         claims, converted, others = self._claims()
         self.unused, self.left_out = _apart(others, left_out_by_transformers(skeleton))
         self._plain, self._ties = self._choose(claims)
@@ -314,6 +315,17 @@ class FolderWeights(InitialWeights):
             else:
                 (claims if pattern is None else converted).setdefault(renamed, []).append(file_name)
         return claims, converted, others
+
+    def _refuse_doubles(self) -> None:
+        """A tensor that two shards have is one that some program saved twice; which of two values is right nobody knows."""
+        for name, others in self._files.doubles.items():
+            kept = self._files.file_of[name]
+            for other in others:
+                if not torch.equal(kept.tensor(name), other.tensor(name)):
+                    raise InputError(
+                        f"{self._folder}: {kept.path.name} and {other.path.name} both hold {name}, with different values. Save "
+                        "the model once more, or remove the file that does not belong there."
+                    )
 
     def _choose(self, claims: Mapping[str, list[str]]) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
         """The tensor of each parameter, and of each tied one that has several: further name -> both of their file names."""
@@ -366,15 +378,21 @@ class FolderWeights(InitialWeights):
             if without_head
             else "Is config.json of this model? To start from random weights use --model_config."
         )
+        if self.unused:
+            hint = f"The files have other names, such as {self.unused[0]}. {hint}"
         raise InputError(
             f"{self._folder}: holds no weights for {len(missing)} of the model's {len(self._shapes)} parameters:\n{lines}\n{hint}"
         )
 
     def _refuse_shape(self, name: str, found: tuple[int, ...], needed: tuple[int, ...]) -> None:
         if found != needed:
+            why = (
+                "ZeRO-3 leaves such empty tensors where a model is saved without gathering it: convert the checkpoint instead."
+                if found == (0,)
+                else "The weights and config.json do not belong together."
+            )
             raise InputError(
-                f"{self._folder}: {name} has shape {list(found)}, but the model of config.json needs {list(needed)}. The "
-                "weights and config.json do not belong together."
+                f"{self._folder}: {name} has shape {list(found)}, but the model of config.json needs {list(needed)}. {why}"
             )
 
     def _check_buffers(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from ds_recipes.data.tokenizer import load_tokenizer
 from ds_recipes.errors import InputError
@@ -293,3 +293,56 @@ def test_a_whole_file_wins_over_shards_as_in_transformers(tmp_path: Path) -> Non
     expected = dict(loaded_by_transformers(tmp_path)[0].named_parameters())
     made = whole(find(tmp_path))
     assert all(torch.equal(made[name], expected[name]) for name in expected)
+
+
+def test_twelve_experts_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = MixtralConfig(**{**CONFIGS["mixtral"].to_dict(), "num_local_experts": 12})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    expected = dict(loaded_by_transformers(tmp_path)[0].named_parameters())
+    made = whole(find(tmp_path).settled(False)[0])
+    assert all(torch.equal(made[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model.", "_fsdp_wrapped_module."])
+def test_names_of_a_wrapper_are_shown_where_transformers_would_draw_the_weights_anew(
+    tmp_path: Path, prefix: str
+) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
+    with pytest.raises(InputError, match=rf"(?s)holds no weights for 21.*other names, such as {prefix}"):
+        find(tmp_path).settled(allow_unused=True)
+
+
+def test_shards_of_zero3_that_were_not_gathered_are_named(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: {name: t if "norm" in name else torch.empty(0) for name, t in tensors.items()})
+    with pytest.raises(InputError, match=r"has shape \[0\].*ZeRO-3 leaves such empty tensors"):
+        find(tmp_path).settled(allow_unused=True)
+
+
+@pytest.mark.parametrize("other", [0.0, 1.0])
+def test_a_tensor_in_two_shards_is_refused_unless_both_have_the_same_values(tmp_path: Path, other: float) -> None:
+    tiny_model("llama").save_pretrained(tmp_path, max_shard_size="60KB")
+    first, *_, last = sorted(tmp_path.glob("model-*.safetensors"))
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(last), name: tensor + other}, last, metadata={"format": "pt"})
+    if other == 0.0:
+        assert find(tmp_path).settled(False)[1] == ()
+        return
+    with pytest.raises(InputError, match=f"both hold {name}, with different values"):
+        find(tmp_path).settled(False)
+
+
+def test_an_adapter_beside_a_model_is_refused_as_transformers_would_load_another_model(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
+    with pytest.raises(InputError, match=r"holds a model and an adapter .* for owner/base"):
+        find(tmp_path)
+
+
+def test_another_file_that_config_json_names_is_not_passed_over(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    edit_config(tmp_path, transformers_weights="other.safetensors")
+    with pytest.raises(InputError, match=r"transformers_weights: other.safetensors"):
+        find(tmp_path)
