@@ -1,6 +1,7 @@
 """Conversations as records hold them (OpenAI's `messages`, ShareGPT's `conversations`), as messages for a chat template."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +62,7 @@ def read_conversation(record: Record) -> Conversation:
             raise InputError(f"{place} is {kind(message)}, not an object with 'role' and 'content'. {FIX}")
         messages.append(_sharegpt(message, place) if _is_sharegpt(message) else _openai(message, place))
         learned.append(_is_learned(message, place) and number > num_read)
-        if messages[-1]["role"] != "assistant":
-            # Others are not learned, whatever such a field says. A weight of 1 is often written to all.
-            asked = (field for field in MAY_BE_LEARNED if field != "weight" and message.get(field))
-            remarks |= dict.fromkeys(
-                (UNREAD, f"{names[0]}.{field} of other turns than the assistant's") for field in asked
-            )
+        remarks |= dict.fromkeys((UNREAD, f"messages.{field}") for field in _unread_in(message, messages[-1]["role"]))
     has_system = _add_system(messages, learned, value, where)
     turns, tools = _turns(messages, learned, where), _tools(value.get("tools"), f"{where}: the record")
     return Conversation(messages, turns, tools, 0 if has_system else 1, tuple(remarks))
@@ -83,6 +79,17 @@ def with_json_arguments(message: Message) -> Message:
         for call, function, text in zip(message["tool_calls"], functions, texts, strict=True)
     ]
     return message | {"tool_calls": calls}
+
+
+def _unread_in(message: Message, role: str) -> Iterator[str]:
+    """What no template ever sees of a message."""
+    if role != "assistant":
+        # Others are not learned, whatever such a field says. A weight of 1 is often written to all.
+        asked = (field for field in MAY_BE_LEARNED if field != "weight" and message.get(field))
+        yield from (f"{field} of other turns than the assistant's" for field in asked)
+    if isinstance(message.get("content"), list | tuple):
+        for part in message["content"]:  # of text, all of them
+            yield from (f"content.{field}" for _, field in unread(part, ("type", "text")))
 
 
 def _names_of_messages(value: dict[str, Any], where: str) -> tuple[str, ...]:

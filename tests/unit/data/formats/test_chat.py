@@ -214,6 +214,11 @@ def test_what_nothing_reads_of_a_conversation() -> None:
     )
     named = {"messages": [USER | {"name": "u", "function_call": {"name": "add"}}, ANSWER | {"id": None}]}
     assert remarks(named) == unread("messages.name", "messages.function_call")
+    parts = [
+        {"type": "text", "text": "q", "image": None, "cache_control": {"type": "ephemeral"}},
+        {"type": "text", "text": ""},
+    ]
+    assert remarks({"messages": [USER | {"content": parts}, ANSWER]}) == unread("messages.content.cache_control")
     assert remarks({"messages": [USER | {"train": True, "weight": 1}, ANSWER | {"train": True}]}) == unread(
         "messages.train of other turns than the assistant's"
     )

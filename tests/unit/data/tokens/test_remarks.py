@@ -12,6 +12,7 @@ from pyarrow import parquet
 from ds_recipes.data.formats import remarks
 from ds_recipes.data.formats.remarks import NULLS, UNREAD
 from ds_recipes.data.formats.sample import FormatSettings
+from tests.unit.data.corpora import corpus_of, rows_of
 from tests.unit.data.formats.families import make_chat_tokenizer
 from tests.unit.data.made import make_tokenizer, write_jsonl
 from tests.unit.data.tokens.stores import cut_small, documents_on, make_recipe, only_store, open_alone, small_parts
@@ -146,6 +147,18 @@ def test_lines_show_the_most_frequent_and_count_the_others() -> None:
     assert remarks.lines(()) == []
     many = {(UNREAD, f"{random.random()}"): 1 for _ in range(10_000)}
     assert len(remarks.counted(many)) == remarks.MOST_FIELDS
+
+
+def test_every_source_of_a_run_tells_its_own(tmp_path: Path) -> None:
+    """A start and `tools/inspect_data.py` print what a corpus says of itself."""
+    sources = [
+        rows_of(write_jsonl(tmp_path / f"{name}.jsonl", [{"text": "a dog", name: 1}] * 2)) for name in ("id", "日本")
+    ]
+    told = [line for line in corpus_of(*sources).describe() if "nothing reads" in line]
+    assert told == [
+        f"fields that nothing reads: '{name}' (2 records) (docs/formats.md says what each format reads)"
+        for name in ("id", "日本")
+    ]
 
 
 def test_small_parts_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
