@@ -140,6 +140,6 @@ def _reader_of_maps(kind: "pyarrow.MapType", place: str) -> _Read:
     def read(pairs: list[tuple[Any, Any]], padding: set[str]) -> list[tuple[Any, Any]]:
         return [(key, item if item is None or read_item is None else read_item(item, padding)) for key, item in pairs]
 
-    if types.is_string(kind.key_type) or types.is_large_string(kind.key_type):
+    if any(is_text(kind.key_type) for is_text in (types.is_string, types.is_large_string, types.is_string_view)):
         return lambda pairs, padding: dict(read(pairs, padding))
     return read

@@ -284,6 +284,30 @@ def test_tools_and_their_calls(turn: dict[str, Any], tools: Any) -> None:
     )
 
 
+CALLS_OF_A_TEMPLATE = {
+    "none beside a content": "{% if m.content %}{{ m.content }}{% else %}{{ m.tool_calls | tojson }}{% endif %}",
+    "the first": "{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}",
+    "the last": "{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls[-1].function | tojson }}{% endif %}",
+    "of another message": "{{ m.content }}{% if loop.first and m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("which", CALLS_OF_A_TEMPLATE)
+def test_a_call_that_the_template_does_not_write_is_refused(which: str) -> None:
+    """Else the model would learn the content alone, or one call of several."""
+    turn = f"{{{{ '<|im_start|>' + m.role + '\n' }}}}{CALLS_OF_A_TEMPLATE[which]}{{{{ '<|im_end|>' }}}}"
+    start = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    template = f"{{% for m in messages %}}{turn}{{% endfor %}}{start}"
+    tokenizer = make_chat_tokenizer(CHATML.specials, "<|im_end|>", template)
+    calls = {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL, CALL]}
+    message = refusal({"messages": [USER, calls]}, "chat", tokenizer)
+    assert message.startswith(
+        "message 2: the chat template does not write all tool calls of this assistant turn as the "
+    )
+    whole = make_chat_tokenizer(CHATML.specials, "<|im_end|>", TOOLS_TEMPLATE)
+    assert marked(read({"messages": [USER, calls]}, "chat", whole)).count("<call>") == 2
+
+
 def test_a_call_without_a_generation_prompt() -> None:
     """The header is found although the turn has no content to look for."""
     template = TOOLS_TEMPLATE[: TOOLS_TEMPLATE.index("{%- if add_generation_prompt")]
