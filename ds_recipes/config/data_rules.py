@@ -119,15 +119,26 @@ def _skip_samples(draft: Draft) -> Iterator[str]:
 
 
 def _vocabulary(draft: Draft) -> Iterator[str]:
-    tokens = draft.values["added_tokens"]
-    twice = sorted({token for token in tokens if tokens.count(token) > 1})
-    if twice:
-        yield f"added_tokens has {twice[0]!r} twice ({draft.origins['added_tokens']}). Name it once."
-    grows = tokens or draft.values["pad_vocabulary_to"] is not None
+    special, plain = draft.values["added_tokens"], draft.values["added_plain_tokens"]
+    for name, tokens in (("added_tokens", special), ("added_plain_tokens", plain)):
+        twice = sorted({token for token in tokens if tokens.count(token) > 1})
+        if twice:
+            yield f"{name} has {twice[0]!r} twice ({draft.origins[name]}). Name it once."
+    if both := sorted({*special} & {*plain}):
+        yield (
+            f"added_tokens ({draft.origins['added_tokens']}) and added_plain_tokens ({draft.origins['added_plain_tokens']}) both "
+            f"have {both[0]!r}. A token is special or part of the text: name it in one of them."
+        )
+    if draft.values["eos_token"] in plain:
+        yield (
+            f"{draft.describe('eos_token')}, but it is in added_plain_tokens ({draft.origins['added_plain_tokens']}). A token that "
+            "ends texts is special: name it in added_tokens."
+        )
+    grows = special or plain or draft.values["pad_vocabulary_to"] is not None
     if draft.is_given("new_token_init") and not grows:
         yield (
-            f"{draft.describe('new_token_init')} has no effect: no rows are added. Name tokens with --added_tokens, or leave "
-            "it out."
+            f"{draft.describe('new_token_init')} has no effect: no rows are added. Name tokens with --added_tokens or "
+            "--added_plain_tokens, or leave it out."
         )
 
 
@@ -140,5 +151,5 @@ DATA_RULES: tuple[tuple[tuple[str, ...], Callable[[Draft], Iterator[str]]], ...]
     (("run_validation", "validation_data", "validation_split"), _validation),
     (("packing", "truncation"), _truncation),
     (("skip_samples",), _skip_samples),
-    (("added_tokens", "new_token_init", "pad_vocabulary_to"), _vocabulary),
+    (("added_tokens", "added_plain_tokens", "eos_token", "new_token_init", "pad_vocabulary_to"), _vocabulary),
 )

@@ -11,6 +11,7 @@ SAME_MEANING: dict[str, str] = {
     "model_config": "config_name base_model_config",
     "tokenizer_name": "tokenizer_name_or_path tokenizer_path tokenizer_model tokenizer_config tokenizer",
     "added_tokens": "additional_special_tokens add_special_tokens new_special_tokens",
+    "added_plain_tokens": "add_tokens new_tokens",
     "pad_vocabulary_to": "make_vocab_size_divisible_by",
     "train_data": (
         "train_data_path train_file train_files data_path data_paths data_file data_files datasets "

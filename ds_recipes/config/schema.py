@@ -50,7 +50,12 @@ class ModelConfig:
         "Train although the model's files hold tensors that the model does not have; they are left out of what is saved.",
     )
     added_tokens: tuple[str, ...] = setting(
-        (), "Tokens to add to the tokenizer, never split; the model's embedding grows where it has to."
+        (),
+        "Special tokens to add to the tokenizer, never split; the model's embedding grows where it has to. Programs that show "
+        "what a model writes leave special tokens out (skip_special_tokens).",
+    )
+    added_plain_tokens: tuple[str, ...] = setting(
+        (), "The same, but part of the text that is shown, such as <think> or <tool_call>."
     )
     eos_token: str | None = setting(
         None,

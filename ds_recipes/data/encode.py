@@ -7,14 +7,15 @@ one call, and arrays are made from whole lists.
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 from tokenizers import Encoding, Tokenizer
 
+from ds_recipes.data.formats.remarks import TWICE, Remark
 from ds_recipes.data.formats.sample import Parts, Rendered, Sample, Tokens
 from ds_recipes.data.joining import Joining
 from ds_recipes.data.long_text import LongEncoding, Note, TokenIds
@@ -56,6 +57,7 @@ class Encoded:
     span_counts: Ints  # int64 [documents]
     hashes: Ints  # uint64 [documents], equal for equal content
     bad: tuple[Bad, ...]
+    remarks: Mapping[Remark, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Encoder:
 
     joining: Joining  # the tokenizer, and how it reads later parts of a text
     begin: tuple[int, ...]  # the BOS token, if the tokenizer puts one before a text
+    bos: int | None  # the BOS token, which a template may write
     end: int  # the EOS token
     vocabulary_size: int
 
@@ -80,7 +83,7 @@ class Encoder:
         # and a byte-level one also takes spaces out of the tokens' offsets, which would hide where a token begins.
         backend |= {"truncation": None, "padding": None, "post_processor": None}
         begin = (tokenizer.bos_token_id,) if adds_bos(tokenizer) else ()
-        return cls(Joining.of(backend), begin, tokenizer.eos_token_id, vocabulary_size)
+        return cls(Joining.of(backend), begin, tokenizer.bos_token_id, tokenizer.eos_token_id, vocabulary_size)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -126,6 +129,7 @@ class Encoder:
             records,
             hashes,
             tuple(Bad(records[n].entry, f"{records[n].where}: {bad[n]}") for n in sorted(bad)),
+            [ids for number, (ids, _) in documents.items() if not isinstance(samples[number], Tokens)],
         )
 
     def _hash(self, sample: Sample) -> int:
@@ -203,8 +207,14 @@ class Encoder:
         return self.joining.is_joined(ids[len(self.begin) : -1], text)
 
     def _laid_out(
-        self, documents: dict[int, _Document], records: Sequence[Record], hashes: dict[int, int], bad: tuple[Bad, ...]
+        self,
+        documents: dict[int, _Document],
+        records: Sequence[Record],
+        hashes: dict[int, int],
+        bad: tuple[Bad, ...],
+        texts: Sequence[Ints],
     ) -> Encoded:
+        """`texts`: the ids of the documents that were made from text."""
         dtype = np.uint16 if self.vocabulary_size <= 1 << 16 else np.uint32
         ids = [ids for ids, _ in documents.values()]
         spans = [span for _, spans in documents.values() for span in spans]
@@ -216,7 +226,25 @@ class Encoder:
             span_counts=np.array([len(spans) for _, spans in documents.values()], np.int64),  # [documents]
             hashes=np.array([hashes[number] for number in documents], np.uint64),  # [documents]
             bad=bad,
+            remarks=self._twice(texts),
         )
+
+    def _twice(self, texts: Sequence[Ints]) -> dict[Remark, int]:
+        """In how many texts BOS or EOS stands twice in a row."""
+        if not texts:
+            return {}
+        ids = np.concatenate(texts)  # [tokens]
+        ends = np.cumsum([len(text) for text in texts])  # [texts]
+        found = {}
+        for token in (self.end,) if self.bos in (None, self.end) else (self.bos, self.end):
+            assert token is not None
+            is_token = ids == token
+            at = np.flatnonzero(is_token[:-1] & is_token[1:])
+            number = np.searchsorted(ends, at, side="right")
+            count = len(np.unique(number[number == np.searchsorted(ends, at + 1, side="right")]))
+            if count:
+                found[TWICE, str(self.tokenizer.id_to_token(token))] = count
+        return found
 
     def _beyond(self, token: int) -> str:
         name = self.tokenizer.id_to_token(token) if token <= LARGEST_ID else None

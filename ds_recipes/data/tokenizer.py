@@ -49,30 +49,38 @@ def load_tokenizer(name: str, trust_remote_code: bool, eos_token: str | None = N
     return tokenizer
 
 
-def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> int:
+def add_tokens(tokenizer: PreTrainedTokenizerBase, special: Sequence[str], plain: Sequence[str] = ()) -> int:
     """Add tokens that are never split, with ids in the given order behind the tokenizer's own; returns how many were new.
 
-    One that the vocabulary has already keeps its id.
+    One that the vocabulary has already keeps its id. `plain` ones are part of the text: decoding without special tokens shows
+    them.
 
     Raises:
-        InputError: a token is empty, stands there twice or is not valid Unicode, or its id would be another token's.
+        InputError: a token is empty, stands there twice or is not valid Unicode, a plain one is the tokenizer's BOS or the like,
+            or the id would be another token's.
     """
+    given = [("--added_tokens", token) for token in special] + [("--added_plain_tokens", token) for token in plain]
+    names = {str(token): name for name, token in tokenizer.special_tokens_map.items()}
     seen: set[str] = set()
-    for token in tokens:
+    for flag, token in given:
         if not token:
-            raise InputError(f"--added_tokens: token {len(seen) + 1} of {len(tokens)} is empty. Leave it out.")
+            raise InputError(f"{flag}: token {len(seen) + 1} of {len(given)} is empty. Leave it out.")
         if token in seen:
-            raise InputError(f"--added_tokens: {token!r} stands there twice. Name it once.")
+            raise InputError(f"{flag}: {token!r} stands there twice. Name it once.")
         if any("\ud800" <= character <= "\udfff" for character in token):
-            raise InputError(f"--added_tokens: {token!r} is not valid Unicode. Write it in UTF-8.")
+            raise InputError(f"{flag}: {token!r} is not valid Unicode. Write it in UTF-8.")
+        if flag == "--added_plain_tokens" and token in names:
+            raise InputError(f"{flag}: {token!r} is the tokenizer's {names[token]}, which is special. Leave it out.")
         seen.add(token)
     before = tokenizer.get_vocab()
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in tokens], special_tokens=True)
+    for tokens, is_special in ((special, True), (plain, False)):
+        added = [AddedToken(token, normalized=False, special=is_special) for token in tokens]
+        tokenizer.add_tokens(added, special_tokens=is_special)
     after, taken = tokenizer.get_vocab(), set(before.values())
-    for token in tokens:
+    for flag, token in given:
         if token not in before and after[token] in taken:
             raise InputError(
-                f"--added_tokens: {token!r} would get id {after[token]}, which another token has: the vocabulary of tokenizer "
+                f"{flag}: {token!r} would get id {after[token]}, which another token has: the vocabulary of tokenizer "
                 f"{tokenizer.name_or_path} leaves ids out, and tokens cannot be added to it."
             )
     return len(after) - len(before)

@@ -71,7 +71,7 @@ def _rows(model: PreTrainedModel) -> int:
     if found != rows:
         raise InputError(
             f"models of type {model.config.model_type} have {found} rows in their embedding for a vocab_size of {rows}, so "
-            "their vocabulary cannot grow. Leave out --added_tokens and --pad_vocabulary_to."
+            "their vocabulary cannot grow. Leave out --added_tokens, --added_plain_tokens and --pad_vocabulary_to."
         )
     return rows
 
@@ -96,7 +96,8 @@ def _refuse_other_token_tables(model: PreTrainedModel) -> None:
 def _follows(model: PreTrainedModel, name: str, key: str) -> InputError:
     return InputError(
         f"the vocabulary of models of type {model.config.model_type} cannot grow: {name} has a shape that follows from "
-        f"{key}, and it is neither the embedding nor the output head. Leave out --added_tokens and --pad_vocabulary_to."
+        f"{key}, and it is neither the embedding nor the output head. Leave out --added_tokens, --added_plain_tokens and "
+        "--pad_vocabulary_to."
     )
 
 

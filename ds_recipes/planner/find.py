@@ -95,9 +95,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _rows(config: Config, values: Mapping[str, Any]) -> int | None:
     """Rows of the embedding by the run's rule (`models/vocabulary.py`), each added token taken for a new row."""
     size = text_model(values).get("vocab_size")
-    if not isinstance(size, int) or not (config.model.added_tokens or config.model.pad_vocabulary_to):
+    added = len(config.model.added_tokens) + len(config.model.added_plain_tokens)
+    if not isinstance(size, int) or not (added or config.model.pad_vocabulary_to):
         return None
-    rows = size + len(config.model.added_tokens)
+    rows = size + added
     multiple = config.model.pad_vocabulary_to or 1
     return -(-rows // multiple) * multiple
 

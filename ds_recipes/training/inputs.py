@@ -108,7 +108,7 @@ def read_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     """
     name = config.model.tokenizer_name or config.model.model_name or ""
     tokenizer = load_tokenizer(name, config.model.trust_remote_code, config.model.eos_token)
-    add_tokens(tokenizer, config.model.added_tokens)
+    add_tokens(tokenizer, config.model.added_tokens, config.model.added_plain_tokens)
     if config.model.eos_token is not None:
         use_eos(tokenizer, config.model.eos_token)
     return tokenizer
@@ -124,7 +124,7 @@ def fit_vocabulary(
     """
     model = config.model
     notes = [note for note in (loading_note(tokenizer), bos_note(tokenizer)) if note]
-    if model.added_tokens or model.pad_vocabulary_to is not None:
+    if model.added_tokens or model.added_plain_tokens or model.pad_vocabulary_to is not None:
         rows = rows_needed(rows_for(tokenizer), source.vocabulary_size, model.pad_vocabulary_to)
         if rows != source.vocabulary_size:
             notes.append(

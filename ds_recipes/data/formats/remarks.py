@@ -1,4 +1,5 @@
-"""What a user should be told of the records that are used: fields that nothing reads, and nulls that only a table has.
+"""What a user should be told of the records that are used: fields that nothing reads, nulls that only a table has, and tokens
+that begin or end a text twice.
 
 A sample carries its record's remarks; they are counted while tokenising, kept in the store, and told once a source.
 """
@@ -9,16 +10,18 @@ from typing import Any
 
 from ds_recipes.data.sources.messages import quoted
 
-UNREAD, NULLS = "unread", "nulls"
+UNREAD, NULLS, TWICE = "unread", "nulls", "twice"
 """Kinds of remarks."""
 
 SENTENCES = {
     UNREAD: "fields that nothing reads: {} (docs/formats.md says what each format reads)",
     NULLS: "fields that are null in some rows and set in others were left out where they are null, as in JSON Lines: {}",
+    TWICE: "tokens that begin or end a text stand twice in a row: {}. The records, or the template, spell what is added anyway "
+    "(docs/formats.md): remove it there",
 }
 
 Remark = tuple[str, str]
-"""A kind, and the field: `history`, or `messages.name` within a list."""
+"""A kind, and the field: `history`, or `messages.name` within a list; or the token."""
 
 Counts = Sequence[tuple[str, str, int]]
 """Kind, field, and in how many records."""

@@ -146,7 +146,7 @@ class PartMaker:
                 encoded,
                 sorted([*batch.bad, *encoded.bad], key=lambda one: one.entry),
                 batch.num_left_out,
-                batch.remarks,
+                batch.remarks + Counter(encoded.remarks),
             )
 
 

@@ -25,9 +25,18 @@ FLAGS = {
     ),
     "--skip_samples 9-3": "skip_samples must be positions such as 12000-12511, not '9-3' (command line)",
     "--added_tokens <a> <b> <a>": "added_tokens has '<a>' twice (command line). Name it once.",
+    "--added_plain_tokens <a> <a>": "added_plain_tokens has '<a>' twice (command line). Name it once.",
+    "--added_tokens <a> <b> --added_plain_tokens <c> <b>": (
+        "added_tokens (command line) and added_plain_tokens (command line) both have '<b>'. A token is special or part of the "
+        "text: name it in one of them."
+    ),
+    "--added_plain_tokens <a> --eos_token <a>": (
+        "--eos_token is <a> (command line), but it is in added_plain_tokens (command line). A token that ends texts is special: "
+        "name it in added_tokens."
+    ),
     "--new_token_init random": (
-        "--new_token_init is random (command line) has no effect: no rows are added. Name tokens with --added_tokens, or "
-        "leave it out."
+        "--new_token_init is random (command line) has no effect: no rows are added. Name tokens with --added_tokens or "
+        "--added_plain_tokens, or leave it out."
     ),
 }
 

@@ -1,6 +1,7 @@
 """Added tokens are never split, come back from a folder, and every id that a run uses has a row."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ds_recipes.data.tokenizer import add_tokens, check_special_ids, rows_for, tokenizer_fingerprint
+from ds_recipes.data.tokenizer import add_tokens, check_special_ids, load_tokenizer, rows_for, tokenizer_fingerprint
 from ds_recipes.errors import InputError
 from tests.unit.data.made import make_tokenizer
 
@@ -37,6 +38,36 @@ def test_they_are_one_id_each_in_the_order_given_wherever_they_stand(
     assert add_tokens(tokenizer, tokens) == 0 and len(tokenizer) == size + len(tokens) - 1
 
 
+def test_plain_ones_are_shown_and_special_ones_are_not_also_once_saved(tmp_path: Path) -> None:
+    tokenizer = fresh()
+    size = len(tokenizer)
+    assert add_tokens(tokenizer, ["<|end|>", "<call>"], ["<think>", "the"]) == 3
+    assert [tokenizer.get_vocab()[token] for token in ("<|end|>", "<call>", "<think>")] == [size, size + 1, size + 2]
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(str(tmp_path), False)):
+        ids = one("<think>the fox<call> dog<|end|>").input_ids
+        assert {size, size + 1, size + 2} <= {*ids}
+        assert one.decode(ids, skip_special_tokens=True) == "<think>the fox dog"
+        assert tokenizer_fingerprint(one) == tokenizer_fingerprint(tokenizer)
+    other = fresh()
+    add_tokens(other, ["<|end|>", "<call>", "<think>", "the"])
+    assert tokenizer_fingerprint(other) != tokenizer_fingerprint(tokenizer), "what they are is part of the identity"
+
+
+@pytest.mark.parametrize("saved_before", [False, True])
+def test_one_that_was_special_becomes_plain(tmp_path: Path, saved_before: bool) -> None:
+    tokenizer = fresh()
+    add_tokens(tokenizer, ["<think>"])
+    if saved_before:
+        tokenizer.save_pretrained(tmp_path / "before")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "before")
+    assert add_tokens(tokenizer, [], ["<think>"]) == 0
+    tokenizer.save_pretrained(tmp_path / "after")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "after")
+    assert loaded.decode(loaded("<think>a").input_ids, skip_special_tokens=True) == "<think>a"
+
+
 def test_a_saved_tokenizer_has_them_and_text_without_them_keeps_its_tokens(tmp_path: Path) -> None:
     tokenizer, plain = fresh(), fresh()
     add_tokens(tokenizer, TOKENS)
@@ -62,6 +93,15 @@ def test_bad_lists_are_refused_and_change_nothing(tokens: list[str], message: st
     with pytest.raises(InputError, match=message):
         add_tokens(tokenizer, tokens)
     assert tokenizer.get_vocab() == fresh().get_vocab()
+
+
+def test_a_plain_one_is_none_of_the_tokenizers_own_and_in_one_list() -> None:
+    with pytest.raises(
+        InputError, match=r"--added_plain_tokens: '</s>' is the tokenizer's (eos|pad)_token, which is special"
+    ):
+        add_tokens(fresh(), [], ["</s>"])
+    with pytest.raises(InputError, match="--added_plain_tokens: '<x>' stands there twice"):
+        add_tokens(fresh(), ["<x>"], ["<x>"])
 
 
 def with_gaps(eos: str) -> PreTrainedTokenizerBase:

@@ -84,5 +84,6 @@ def test_constants_of_files() -> None:
 @pytest.mark.parametrize("multiple", [None, 64, 1000])
 def test_rows_of_a_padded_vocabulary(multiple: int | None) -> None:
     padding = ["--pad_vocabulary_to", str(multiple)] if multiple else []
-    config = load_config(["--model_config", MODEL, "--added_tokens", "<a>", "<b>", *padding], stand_ins=STAND_INS)
+    tokens = ["--added_tokens", "<a>", "--added_plain_tokens", "<b>"]
+    config = load_config(["--model_config", MODEL, *tokens, *padding], stand_ins=STAND_INS)
     assert find_architecture(config).model.vocabulary_size == rows_needed(32_002, 32_000, multiple)

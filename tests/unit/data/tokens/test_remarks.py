@@ -1,5 +1,6 @@
 """What nothing reads, and nulls that only tables have, are counted over all parts and told once a source."""
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from ds_recipes.data.formats import remarks
-from ds_recipes.data.formats.remarks import NULLS, UNREAD
+from ds_recipes.data.formats.remarks import NULLS, TWICE, UNREAD
 from ds_recipes.data.formats.sample import FormatSettings
 from tests.unit.data.corpora import corpus_of, rows_of
 from tests.unit.data.formats.families import make_chat_tokenizer
@@ -167,3 +168,64 @@ def test_small_parts_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path = write_jsonl(tmp_path / "data.jsonl", RECORDS)
     open_alone(path, make_recipe(cache=tmp_path / "cache"))
     assert len(list(only_store(tmp_path / "cache").glob("parts/*"))) > 2
+
+
+SPELLED = [
+    {"prompt": "<s>the", "completion": " fox"},
+    {"prompt": "the", "completion": " fox</s>"},
+    {"prompt": "<s><s>", "completion": "a</s></s>"},
+    {"prompt": "a <s> b", "completion": " </s> c"},
+    {"prompt": "a", "completion": "b"},
+]
+
+
+@pytest.mark.parametrize(("adds_bos", "expected"), [(True, {"<s>": 2, "</s>": 2}), (False, {"<s>": 1, "</s>": 2})])
+def test_texts_that_spell_bos_or_eos_beside_the_one_that_is_added_are_counted(
+    tmp_path: Path, small_parts: None, adds_bos: bool, expected: dict[str, int]
+) -> None:
+    del small_parts
+    path = write_jsonl(tmp_path / "data.jsonl", SPELLED * 20)
+    recipe = make_recipe(tokenizer=make_tokenizer(adds_bos), format=FormatSettings("completion"))
+    for documents in documents_on(2, path, recipe):
+        assert {(kind, token): count for kind, token, count in documents.remarks} == {
+            (TWICE, token): 20 * count for token, count in expected.items()
+        }
+    (line,) = remarks.lines(documents.remarks)
+    assert line.startswith("tokens that begin or end a text stand twice in a row: ")
+    assert "'</s>' (40 records)" in line and line.endswith("remove it there")
+
+
+@pytest.mark.parametrize(
+    ("template", "content", "expected"),
+    [
+        ("{{ bos_token }}{% for m in messages %}{{ m.role + m.content + eos_token }}{% endfor %}", "x", {}),
+        (
+            "{{ bos_token }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}",
+            "<s>x</s>",
+            {"<s>": 1, "</s>": 1},
+        ),
+        ("{% for m in messages %}{{ m.content + eos_token + eos_token }}{% endfor %}", "x", {"</s>": 1}),
+        ("{% for m in messages %}{{ m.role + m.content + ' ' }}{% endfor %}", "x</s>", {}),
+    ],
+)
+def test_conversations_count_once_each(tmp_path: Path, template: str, content: str, expected: dict[str, int]) -> None:
+    tokenizer = make_chat_tokenizer(("<s>", "</s>"), "</s>", template)
+    turns = [{"role": role, "content": content} for role in ("user", "assistant", "user", "assistant")]
+    path = write_jsonl(tmp_path / "data.jsonl", [{"messages": turns}])
+    documents = open_alone(
+        path, make_recipe(tokenizer=tokenizer, format=FormatSettings("chat"), vocabulary_size=1 << 16)
+    )
+    assert {token: count for kind, token, count in documents.remarks if kind == TWICE} == expected
+
+
+def test_one_token_that_begins_and_ends_texts_is_no_repeat_between_two_of_them(tmp_path: Path) -> None:
+    """GPT-2's BOS is its EOS: documents lie end to end, and each ends with the token that the next begins with."""
+    tokenizer = copy.deepcopy(make_tokenizer())
+    tokenizer.eos_token = "<s>"
+    path = write_jsonl(tmp_path / "data.jsonl", [{"text": "a"}, {"text": "b"}, {"text": "c<s>"}])
+    assert open_alone(path, make_recipe(tokenizer=tokenizer)).remarks == ((TWICE, "<s>", 1),)
+
+
+def test_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "data.jsonl", [{"input_ids": [0, 0, 5, 1, 1]}])
+    assert open_alone(path, make_recipe(format=FormatSettings("tokens"))).remarks == ()
