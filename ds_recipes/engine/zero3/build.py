@@ -4,13 +4,15 @@ They get no values and nothing is communicated; `load_shards` fills them afterwa
 random initialisation or from a checkpoint alike.
 """
 
+import functools
+import importlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime import bf16_optimizer, torch_autocast
+from deepspeed.runtime import bf16_optimizer, compiler, torch_autocast
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -72,11 +74,38 @@ def start_deepspeed(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ds
     }
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     bf16_optimizer.see_memory_usage = bf16_optimizer.print_rank_0 = _say_nothing  # it prints pages at each start
+    _import_muon()
     torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # of the process: an engine before this one may have set it
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(ds_json), dist_init_required=False)
     for (module, name), buffer in buffers.items():
         module._buffers[name] = buffer.to(engine.device)
     return engine
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon without torch's compiler.
+
+    DeepSpeed imports it to ask whether an optimizer is one, and its functions are handed to `torch.compile` as they are defined,
+    which imports dynamo and inductor: seconds of every start. Here they are compiled when they are first called.
+    """
+    compile_at_once = compiler.compile
+    compiler.compile = lambda: _compiled_when_called
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_at_once
+
+
+def _compiled_when_called(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        if not compiled:
+            compiled.append(torch.compile(function))
+        return compiled[0](*arguments, **named)
+
+    return call
 
 
 def _say_nothing(*_: Any, **__: Any) -> None:
