@@ -4,7 +4,7 @@ Nothing is opened here. What a file holds is seen when it is read; here only its
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,10 @@ DATA_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".jso
 
 TOKEN_SUFFIXES = (".bin", ".idx")
 """Of a pair of Megatron's token files, which may be named by what comes before."""
+
+SPLIT = re.compile(r"(?:^|[-_. ])(train|training|validation|valid|val|dev|test)(?:[-_. ]|$)", re.IGNORECASE)
+OTHER_NAMES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
+"""What splits are called, as `datasets` has them."""
 
 SAVED_DATASET = ("dataset_info.json", "state.json")
 """What `Dataset.save_to_disk` of the `datasets` library leaves in a folder."""
@@ -103,6 +107,17 @@ def find_files(path: str) -> list[Path]:
     )
     if not found:
         raise ValueError("no file matches this pattern")
+    return found
+
+
+def splits_by_name(files: Iterable[Path]) -> dict[str, int]:
+    """How many files are named for which split, as data sets of the hub name theirs: train-00000-of-00004.parquet, test/a.jsonl."""
+    found: dict[str, int] = {}
+    for file in files:
+        match = SPLIT.search(file.name) or SPLIT.fullmatch(file.parent.name)
+        if match is not None:
+            split = OTHER_NAMES.get(match[1].lower(), match[1].lower())
+            found[split] = found.get(split, 0) + 1
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import xxhash
 from transformers import PreTrainedTokenizerBase
 
-from ds_recipes.config.data_paths import DataPath
+from ds_recipes.config.data_paths import DataPath, splits_by_name
 from ds_recipes.data.encode import Encoder
 from ds_recipes.data.formats.choose import make_format, needs_tokenizer
 from ds_recipes.data.formats.sample import Format, FormatSettings
@@ -97,7 +97,8 @@ def open_documents(path: DataPath, recipe: Recipe, world: World, say: Callable[[
         build(path.text, task, recipe.workers, peers, world, say)
     elif world.rank == 0:
         say(f"tokens of {path.text}: taken from {folder}")
-    notes = (*_left_out(empty, len(places)), *(note for file in files for note in file.notes))
+    own_notes = (note for file in files for note in file.notes)
+    notes = (*_left_out(empty, len(places)), *_several_splits(files), *own_notes)
     return world.check(phase, lambda: _open(path.text, folder, files, recipe, record_format, identity, notes))
 
 
@@ -206,6 +207,17 @@ def _left_out(empty: Sequence[str], num_files: int) -> list[str]:
     more = f" and {len(empty) - SHOWN_FILES:,} more" if len(empty) > SHOWN_FILES else ""
     shown = ", ".join(empty[:SHOWN_FILES])
     return [f"{len(empty):,} of {num_files:,} files hold no record and were left out: {shown}{more}"]
+
+
+def _several_splits(files: Sequence[DataFile]) -> list[str]:
+    """A folder of a data set may hold what was meant for a test, too."""
+    splits = splits_by_name(file.place for file in files if isinstance(file.place, Path))
+    if len(splits) < 2:
+        return []
+    found = ", ".join(f"{split} ({count:,})" for split, count in splits.items())
+    return [
+        f"files of several splits by their names, of which all are read: {found}. To read one, name its files alone."
+    ]
 
 
 def _nothing_usable(name: str, summary: Summary, first_bad: Sequence[str]) -> InputError:
