@@ -107,14 +107,14 @@ class Counted:
 
 
 def counts(world: World, how: How) -> dict[str, list[tuple[str, int]]]:
-    """Collectives of the second step, by kind; those of a single number (the norm's) are left out."""
+    """Collectives of the second step, by kind; sums of counts and of the norm, in float64, are left out."""
     engine = engine_of(world, how)
     step(engine, world, how, 0, 0.01)
     with contextlib.ExitStack() as stack:
         counted = {kind: stack.enter_context(Counted(name)) for kind, name in COLLECTIVES.items()}
         step(engine, world, how, 1, 0.01)
     engine.close()
-    return {name: [call for call in one.calls if call[1] > 1] for name, one in counted.items()}
+    return {name: [call for call in one.calls if call[0] != "torch.float64"] for name, one in counted.items()}
 
 
 def gathered_blocks(world: World, how: How) -> list[list[int]]:
