@@ -226,6 +226,8 @@ class World:
         """End the world in order, so that a finished run always exits 0 (FACTS: ranks can abort in gloo threads)."""
         if self._channel is None:
             return
+        if self.hang is not None:
+            self.hang.let_leave()
         self.barrier("the end")
         if self.hang is not None:
             self.hang.close()

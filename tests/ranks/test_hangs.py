@@ -187,3 +187,44 @@ def test_a_rank_zero_that_is_stopped_before_all_have_met_is_not_waited_for(nano:
     assert time.monotonic() - started < 55
     assert ended.statuses == (-9, 1), ended.text
     assert ended.text.count("but nobody answers there") == 1, ended.text
+
+
+LONG_SECONDS = 60  # a survivor that is busy for so long, in no collective, notices nothing by itself
+MOMENTS: dict[str, tuple[str, int]] = PLACES | {
+    "first backward": (f"{ENGINE}.backward", 1),
+    "update": (f"{ENGINE}.update", 1),
+    "agreement": ("ds_recipes.world.group:World.sum", 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("moment", "victim", "busy"),
+    [
+        ("update", 1, True),
+        pytest.param("update", 0, True, marks=pytest.mark.slow),
+        *(pytest.param(moment, rank, False, marks=pytest.mark.slow) for moment in MOMENTS for rank in (0, 1)),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_rank_that_is_killed_is_missed_by_one_that_its_launcher_asks_to_stop(
+    nano: Path, tmp_path: Path, moment: str, victim: int, busy: bool
+) -> None:
+    """torchrun sends SIGTERM to the others when one rank is gone: that must not be taken for a wish to finish the step."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    place, call = MOMENTS[moment]
+    slow = {"slow": f"{ENGINE}.update", "seconds": LONG_SECONDS, "slow_ranks": [1 - victim]} if busy else {}
+    env = when(place, "SIGKILL", victim, call=call, folder=str(folder), small_parts=1500, **slow)
+    flags: dict[str, Any] = {"data_cache": tmp_path / "cache"} if moment == "tokenise" else {}
+    gone: list[float] = []
+
+    def as_torchrun(processes: list[Any]) -> None:
+        processes[victim].join(90)
+        os.kill(processes[1 - victim].pid, signal.SIGTERM)
+        processes[1 - victim].join(40)
+        gone.append(time.monotonic() - acted_at(folder))
+
+    ended = run(nano, folder, flags, env=env, program=signalled, grace=5, meanwhile=as_torchrun)
+    assert ended.statuses[victim] == -9, ended.text
+    assert ended.statuses[1 - victim] not in (0, 75, None), ended.text
+    assert gone[0] < 15, ended.text

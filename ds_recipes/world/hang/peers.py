@@ -36,6 +36,12 @@ class Peer:
         process = read_process(self.pid)
         return process is not None and process.started == self.started
 
+    @property
+    def has_ended(self) -> bool:
+        """True if it no longer runs. Only of use for one that was seen here before."""
+        process = read_process(self.pid)
+        return process is None or process.started != self.started or self.state() == STATES["Z"]
+
     def state(self) -> str | None:
         """In words, or None where it cannot be seen from here."""
         if not self.is_here:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_recipes.config.hang_settings import EVALUATE, SAVE, STEP, HangConfig, parse_limits
-from ds_recipes.errors import HangError
+from ds_recipes.errors import DsRecipesError, HangError
 from ds_recipes.world import channel
 from ds_recipes.world.hang import activity
 from ds_recipes.world.hang.activity import Activity, Clock
@@ -40,6 +40,10 @@ LEAST_BEAT_SECONDS, MOST_BEAT_SECONDS = 0.5, 5.0
 BEATS_A_LIMIT = 10
 
 CONNECT_SECONDS = 60
+
+ENDED_SECONDS = 4.0
+"""How long a rank of this host must be gone before this one leaves over it: time for better news, over the failed collective or the
+store. A launcher that found it out has sent SIGTERM by then, which is a wish to stop as long as nobody is missed."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ class HangWatch:
         self.ending = Ending(
             world.rank, world.gather(this_process()), folder, beat_seconds, self._about, lambda: self._beats()
         )
+        peers = enumerate(self.ending.peers)
+        self._near = [rank for rank, peer in peers if rank != world.rank and peer.is_here]
+        self._missed_since: dict[int, float] = {}
+        self._leaving = False
         self._thread = threading.Thread(target=self._run, name="hang-watch", daemon=True)
         if world.device.type == "cuda":
             folder.parent.mkdir(parents=True, exist_ok=True)  # NCCL's own watch writes there
@@ -91,6 +99,10 @@ class HangWatch:
             self._main.when_changed = self._courier.hurry
             self._courier.start()
         self._thread.start()
+
+    def let_leave(self) -> None:
+        """From now on ranks may end: the run is over once all have come to its end."""
+        self._leaving = True
 
     def close(self) -> None:
         """Stop watching: the run ends in order."""
@@ -132,6 +144,9 @@ class HangWatch:
         return {} if self._courier is None else dict(self._courier.beats)
 
     def _look(self) -> None:
+        missed = self._missed()
+        if missed:
+            self._end_without(missed)
         courier = self._courier
         if courier is None:
             found = judge([Seen(0, self._about()["activities"], 0.0)], self._world.hosts, self._beat_seconds)
@@ -144,6 +159,28 @@ class HangWatch:
             self._end_alone(courier)
         elif self._sees_all and courier.beats:
             self._judge(courier)
+
+    def _missed(self) -> list[int]:
+        """The ranks of this host whose processes have ended for long, though the run has not."""
+        for rank in self._near:
+            if not self.ending.peers[rank].has_ended:
+                self._missed_since.pop(rank, None)
+            else:
+                self._missed_since.setdefault(rank, self._clock.now)
+        if self._leaving:
+            return []
+        return sorted(rank for rank, since in self._missed_since.items() if self._clock.now - since >= ENDED_SECONDS)
+
+    def _end_without(self, missed: list[int]) -> None:
+        """End this process over others that are gone, unless another thread does already."""
+        if self._closed.is_set() or not self._line.seize():
+            return
+        ended = f"{channel.name_ranks(missed)} on {self._world.hosts[self._world.rank]}"
+        error = DsRecipesError(f"Lost contact with {ended}: the process has ended. {channel.KILLED}")
+        if 0 in missed and not self._line.place.hosted:  # the store went with it
+            channel.show_once_a_host(channel.describe(error))
+            os._exit(DsRecipesError.exit_status)
+        self._line.end(error, num_gone=len(missed))
 
     def _judge(self, courier: Courier) -> None:
         """Two looks must come to the same end: a rank may just have come further."""
