@@ -68,7 +68,7 @@ class Encoder:
     """
 
     joining: Joining  # the tokenizer, and how it reads later parts of a text
-    begin: tuple[int, ...]  # the BOS token, if the tokenizer puts one before a text
+    begin: tuple[int, ...]  # what the tokenizer puts before a text: nothing, BOS, or other special tokens
     bos: int | None  # the BOS token, which a template may write
     end: int  # the EOS token
     vocabulary_size: int
@@ -76,14 +76,19 @@ class Encoder:
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", vocabulary_size: int) -> "Encoder":
         """The encoder of a fast tokenizer with an EOS token, for a model with so many embeddings."""
-        from ds_recipes.data.tokenizer import adds_bos  # imports transformers, which a worker process does without
+        from ds_recipes.data.tokenizer import tokens_before  # imports transformers, which a worker process does without
 
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         # Padding and truncation are left over from calls. The post-processor adds special tokens, which is done here,
         # and a byte-level one also takes spaces out of the tokens' offsets, which would hide where a token begins.
         backend |= {"truncation": None, "padding": None, "post_processor": None}
-        begin = (tokenizer.bos_token_id,) if adds_bos(tokenizer) else ()
-        return cls(Joining.of(backend), begin, tokenizer.bos_token_id, tokenizer.eos_token_id, vocabulary_size)
+        return cls(
+            Joining.of(backend),
+            tokens_before(tokenizer),
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+            vocabulary_size,
+        )
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -130,9 +130,11 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(xxhash.xxh3_128(json.dumps(identity, sort_keys=True).encode()).hexdigest())
 
 
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """True if the tokenizer itself puts a begin-of-text (BOS) token before a text."""
-    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+def tokens_before(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What the tokenizer itself puts before a text: nothing, BOS, or what else its post-processor has there ([gMASK]<sop>)."""
+    text, given = (tokenizer("a", add_special_tokens=adds).input_ids for adds in (False, True))
+    start = next((i for i in range(len(given)) if given[i : i + len(text)] == text), 0)
+    return tuple(given[:start])
 
 
 def _check_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from ds_recipes.config.data_paths import DataPath, splits_by_name
 from ds_recipes.data.encode import Encoder
 from ds_recipes.data.formats.choose import make_format, needs_tokenizer
 from ds_recipes.data.formats.sample import Format, FormatSettings
+from ds_recipes.data.formats.token_ids import TokensFormat
 from ds_recipes.data.tokenizer import tokenizer_fingerprint
 from ds_recipes.data.tokens.build import build
 from ds_recipes.data.tokens.documents import Documents, Origin, Table
@@ -36,6 +37,7 @@ VERSION = 1
 """Goes up whenever the same data would give other tokens, or other files."""
 
 EXACT_PARTS = "parts joined exactly"
+MORE_BEFORE = "special tokens other than BOS before texts"
 
 KEY_DIGITS = 20
 SHOWN_FILES = 8
@@ -66,9 +68,12 @@ class Recipe:
 
     def version_for(self, record_format: Format) -> str:
         """`VERSION`, with what is newer than it and changes the tokens of this tokenizer and format alone."""
-        joining = self.encoder.joining
-        is_changed = record_format.joins_parts and (joining.bare is not None or not joining.is_exact)
-        return f"{VERSION}, {EXACT_PARTS}" if is_changed else str(VERSION)
+        encoder, joining = self.encoder, self.encoder.joining
+        newer = [
+            (EXACT_PARTS, record_format.joins_parts and (joining.bare is not None or not joining.is_exact)),
+            (MORE_BEFORE, encoder.begin not in ((), (encoder.bos,)) and record_format.name != TokensFormat.name),
+        ]
+        return ", ".join([str(VERSION), *(name for name, is_changed in newer if is_changed)])
 
 
 def open_documents(path: DataPath, recipe: Recipe, world: World, say: Callable[[str], None]) -> Documents:

@@ -1,5 +1,6 @@
 """Tokenizers are found, checked and named by content; an unknown one costs seconds at most."""
 
+import copy
 import os
 import socket
 import time
@@ -8,8 +9,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from tokenizers import processors
 
-from ds_recipes.data.tokenizer import adds_bos, load_tokenizer, tokenizer_fingerprint
+from ds_recipes.data.encode import Encoder
+from ds_recipes.data.formats.sample import Parts, Rendered
+from ds_recipes.data.sources.record import Record
+from ds_recipes.data.tokenizer import load_tokenizer, tokenizer_fingerprint, tokens_before
 from ds_recipes.errors import InputError
 from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
 from tests.unit.data.made import make_tokenizer
@@ -40,9 +45,31 @@ def test_fingerprint_is_of_the_tokenizer_not_of_its_use() -> None:
     assert tokenizer_fingerprint(make_tokenizer(adds_bos=False)) != before
 
 
-def test_knows_whether_the_tokenizer_adds_bos() -> None:
-    assert adds_bos(make_tokenizer())
-    assert not adds_bos(make_tokenizer(adds_bos=False))
+@pytest.mark.parametrize(
+    "template, expected",
+    [("$A", ()), ("<s> $A", (0,)), ("<s> $A </s>", (0,)), ("[gMASK] <sop> $A", (300, 301)), ("$A </s>", ())],
+)
+@pytest.mark.parametrize("bos", ["<s>", None])
+def test_a_text_begins_with_what_the_tokenizer_puts_before_it(
+    template: str, expected: tuple[int, ...], bos: str | None
+) -> None:
+    """GLM's are no BOS, and some settings do not name the BOS that the post-processor adds."""
+    tokenizer = copy.deepcopy(make_tokenizer(adds_bos=False))
+    tokenizer.add_tokens(["[gMASK]", "<sop>"], special_tokens=True)
+    tokenizer.bos_token = bos
+    names = [name for name in template.split() if name != "$A"]
+    specials = [(name, tokenizer.convert_tokens_to_ids(name)) for name in names]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=specials)
+    assert tokens_before(tokenizer) == expected
+    samples = [Parts((("the", False), (" fox", True))), Rendered("a fox", ((1, 5),), False)]
+    encoded = Encoder.of(tokenizer, 400).encode([Record("a", 1, n, {}) for n in range(2)], samples)
+    parts = [
+        *expected,
+        *(token for text in ("the", " fox") for token in tokenizer(text, add_special_tokens=False).input_ids),
+        1,
+    ]
+    rendered = [*tokenizer("a fox", add_special_tokens=False).input_ids, 1]
+    assert encoded.ids.tolist() == parts + rendered
 
 
 def test_refuses_a_tokenizer_without_eos(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ REBUILT = [
     ("llama 2", "LlamaTokenizerFast"),
     ("llama 2", "CodeLlamaTokenizerFast"),
     ("phi 3", "LlamaTokenizer"),
+    ("llama 3", "GPT2TokenizerFast"),  # OLMo's
     ("unigram", "LlamaTokenizerFast"),
     ("t5", "T5TokenizerFast"),
     ("xlm-r", "XLMRobertaTokenizerFast"),

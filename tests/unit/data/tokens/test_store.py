@@ -1,5 +1,6 @@
 """A store is the same for any number of ranks and workers, is made once, and is right by a slow oracle."""
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
+from ds_recipes.data.formats.choose import make_format
 from ds_recipes.data.formats.sample import FormatSettings
 from ds_recipes.data.tokens import make, share, store
 from ds_recipes.data.tokens.documents import Documents
@@ -147,6 +150,21 @@ def test_stores_of_parts_that_were_joined_with_a_space_are_not_used_again(
             patched.setattr(store.Recipe, "version_for", lambda *_: str(store.VERSION))
             before = open_alone(path, recipe)
         assert (before.folder != now.folder, before.fingerprint != now.fingerprint) == (changes, changes)
+
+
+@pytest.mark.parametrize("dataset, is_other", [("text", True), ("completion", True), ("tokens", False)])
+def test_stores_of_texts_without_what_the_tokenizer_puts_before_them_are_not_used_again(
+    dataset: str, is_other: bool
+) -> None:
+    tokenizer = copy.deepcopy(make_tokenizer(adds_bos=False))
+    tokenizer.add_tokens(["<sop>"], special_tokens=True)
+    before = processors.TemplateProcessing(single="<sop> $A", special_tokens=[("<sop>", 300)])
+    tokenizer.backend_tokenizer.post_processor = before
+    recipe = make_recipe(tokenizer=tokenizer, format=FormatSettings(dataset), vocabulary_size=400)
+    record_format = make_format(recipe.format, tokenizer)
+    assert (recipe.version_for(record_format) != str(store.VERSION)) == is_other
+    plain = make_recipe(tokenizer=make_tokenizer(), format=FormatSettings(dataset))
+    assert plain.version_for(record_format) == str(store.VERSION)
 
 
 def test_moved_data_keep_their_store_and_are_named_as_they_are_now(tmp_path: Path) -> None:
