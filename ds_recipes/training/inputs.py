@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ds_recipes.checkpoint.export.pieces import plan_pieces
-from ds_recipes.checkpoint.manifest import Manifest
+from ds_recipes.checkpoint.load import Found, check_same_model
 from ds_recipes.config.hang_settings import START, TOKENISE
 from ds_recipes.config.schema import Config
 from ds_recipes.data.end_tokens import learned_ends
@@ -19,7 +19,7 @@ from ds_recipes.errors import CheckpointError, InputError
 from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.end_tokens import EndTokens, find_end_tokens
 from ds_recipes.models.load import ModelSource, find_model
-from ds_recipes.models.skeleton import parameter_shapes
+from ds_recipes.models.skeleton import parameter_shapes, saved_buffers
 from ds_recipes.models.vocabulary import rows_needed
 from ds_recipes.training.model_files import check_tokenizer_comes_back, model_files
 from ds_recipes.world.group import World
@@ -34,6 +34,12 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     notes: tuple[str, ...]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of each parameter and saved buffer."""
+        buffers = {name: tuple(buffer.shape) for name, buffer in saved_buffers(self.skeleton).items()}
+        return {**parameter_shapes(self.skeleton), **buffers}
+
 
 @dataclass(frozen=True)
 class Inputs(Model):
@@ -43,10 +49,10 @@ class Inputs(Model):
     ends: EndTokens
 
 
-def read_model(config: Config, world: World, saved: Manifest | None) -> Model:
+def read_model(config: Config, world: World, continued: Found | None) -> Model:
     """Find the model and its tokenizer, and refuse what can be refused before any data is read. Every rank must call it.
 
-    `saved` is the checkpoint that the run continues; without one the weights are those of the model's folder.
+    `continued` is the checkpoint that the run goes on from; without one the weights are those of the model's folder.
 
     Raises:
         ConfigError, InputError, CheckpointError: on all ranks.
@@ -62,19 +68,23 @@ def read_model(config: Config, world: World, saved: Manifest | None) -> Model:
     )
     world.check("context size", lambda: _check_context(config, named))
     tokenizer = world.check("tokenizer", lambda: read_tokenizer(config))
-    found, in_files = world.check("weights", lambda: _as_it_lies(config, named, saved))
+    found, in_files = world.check("weights", lambda: _as_it_lies(config, named, continued))
     source, notes = world.check("vocabulary", lambda: fit_vocabulary(config, found, tokenizer))
     skeleton = world.check("model", lambda: source.skeleton(torch.float32, attention, torch.device("cpu")))
     world.check("export", lambda: _check_export(skeleton) if world.rank == 0 else None)
     world.check("exported tokenizer", lambda: _check_tokenizer(config, world, source, skeleton, tokenizer))
-    return Model(source, skeleton, tokenizer, (*in_files, *notes))
+    model = Model(source, skeleton, tokenizer, (*in_files, *notes))
+    if continued is not None:
+        where = str(continued.path)
+        world.check("resume", lambda: check_same_model(continued.manifest, model.shapes, where))
+    return model
 
 
-def _as_it_lies(config: Config, source: ModelSource, saved: Manifest | None) -> tuple[ModelSource, tuple[str, ...]]:
+def _as_it_lies(config: Config, source: ModelSource, continued: Found | None) -> tuple[ModelSource, tuple[str, ...]]:
     """The model as its folder has it, or, in a run that continues, as the checkpoint does: the folder may be gone by then."""
-    if saved is None:
+    if continued is None:
         return source.settled(config.model.allow_unused_weights)
-    apart = [name for name in source.ties() if name in saved.parameters]
+    apart = [name for name in source.ties() if name in continued.manifest.parameters]
     return (source.untied(apart) if apart else source), ()
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from ds_recipes.checkpoint.load import (
     Found,
-    check_same_model,
     checkpoints,
     find_newest,
     open_reader,
@@ -54,7 +53,6 @@ class Start:
 class Now:
     """What a run is now, to be compared with the checkpoint that it continues."""
 
-    shapes: Mapping[str, tuple[int, ...]]  # of parameters and of saved buffers
     trained: Collection[str]  # names of parameters
     spared: Collection[str]  # those of them that do not decay
     identity: Identity
@@ -187,12 +185,11 @@ def decay_changes(found: Found, now: Now) -> Iterator[str]:
 
 
 def check_continues(config: Config, found: Found, now: Now) -> list[str]:
-    """Refuse a checkpoint of another model or of other settings; return what differs and was allowed, line by line.
+    """Refuse a checkpoint of other settings; return what differs and was allowed, line by line.
 
     Raises:
         CheckpointError: with every difference that `allow_change` does not name.
     """
-    check_same_model(found.manifest, now.shapes, str(found.path))
     allowed, state = config.checkpoint.allow_change, found.state
     lines = refuse_changes(
         state["identity"], now.identity, allowed, str(found.path), state.get("data_files", ()), now.files, now.plan

@@ -18,7 +18,7 @@ from ds_recipes.engine.checks import check_isolation, check_loss_head
 from ds_recipes.engine.create import check_device, create_engine
 from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.flops import count_flops
-from ds_recipes.models.skeleton import parameter_shapes, saved_buffers, tied_names
+from ds_recipes.models.skeleton import tied_names
 from ds_recipes.models.weight_decay import decayed_names
 from ds_recipes.training.announce import announce_engine, announce_inputs
 from ds_recipes.training.environment import environment_of
@@ -60,7 +60,7 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     begin = find_start(config, launch.folder, world)
     found = begin.found
     world.doing("reading the model", START)
-    model = read_model(config, world, found.manifest if found is not None else None)
+    model = read_model(config, world, found)
     inputs = read_inputs(config, world, model, launch.say)
     skips, late = skips_of(config, found)
     plan = make_plan(config, world.size, inputs.data.corpus.num_rows, skips.ranges)
@@ -70,11 +70,9 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     environment = environment_of(config, world)
     for line in late:
         launch.say(f"warning: {line}")
-    buffers = {name: tuple(buffer.shape) for name, buffer in saved_buffers(inputs.skeleton).items()}
-    shapes = {**parameter_shapes(inputs.skeleton), **buffers}
     trained = frozenset(name for name, tensor in inputs.skeleton.named_parameters() if tensor.requires_grad)
     spared = trained - decayed_names(inputs.skeleton)
-    now = Now(shapes, trained, spared, identity, environment, inputs.data.corpus.files, plan)
+    now = Now(trained, spared, identity, environment, inputs.data.corpus.files, plan)
     announce_start(config, begin, now, world, launch.say)
     if found is not None and found.manifest.step >= plan.total_steps:
         launch.nothing_to_do(found.manifest.step, found.path.name)
@@ -84,7 +82,7 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     if world.rank == 0:
         files = model_files(inputs.source, inputs.skeleton, inputs.tokenizer, inputs.ends)
     first_step = found.manifest.step if found is not None else 0
-    check_room(config, launch, shapes, files, first_step, plan.total_steps)
+    check_room(config, launch, inputs.shapes, files, first_step, plan.total_steps)
     start = read_start(inputs.source, found, world)
     announce_inputs(config, launch, plan, inputs)
     world.doing("building the engine", START)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from ds_recipes.checkpoint.export.wanted import Wanted
 from ds_recipes.checkpoint.export.whole import export
-from tests.nano import make_nano
+from tests.nano import make_model, make_nano
 from tests.ranks.training import Ended, metrics, train
 
 Tensors = dict[str, torch.Tensor]
@@ -48,7 +48,7 @@ def test_unused_weights_are_refused_before_any_data_is_read_and_left_out_where_t
     assert ended.text.count("1 tensors of the files are not part of the model") == 1
 
 
-@pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
+@pytest.mark.parametrize("engine", ["deepspeed", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_head_of_its_own_is_trained_saved_continued_and_exported(tmp_path: Path, engine: str) -> None:
     nano = make_nano(tmp_path, tied=True)
     embedding = load_file(tmp_path / "model" / "model.safetensors")["model.embed_tokens.weight"]
@@ -74,3 +74,15 @@ def test_a_head_of_its_own_is_trained_saved_continued_and_exported(tmp_path: Pat
     export(tmp_path / "run" / "iter_0000002", tmp_path / "out", Wanted(dtype="float32"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert torch.equal(model.lm_head.weight, head) and torch.equal(model.model.embed_tokens.weight, embedding)
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_any_data_is_read(tmp_path: Path) -> None:
+    nano = make_nano(tmp_path)
+    assert start(nano, "--max_steps", "1", "--save_interval_iteration", "1").statuses == (0,)
+    tokens = set((tmp_path / "cache").glob("*"))
+    other = tmp_path / "train.jsonl"
+    other.write_text(other.read_text() + other.read_text())
+    make_model(tmp_path / "model", tied=False, hidden_size=24)
+    ended = start(nano, "--max_steps", "2")
+    assert ended.statuses == (2,) and "holds another model than this run's" in ended.text, ended.text
+    assert set((tmp_path / "cache").glob("*")) == tokens

@@ -176,7 +176,7 @@ def begun(folder: Path) -> Start:
 def now(identity: dict[str, str], environment: dict[str, str] | None = None) -> Any:
     shapes = {name: tuple(tensor.shape) for name, tensor in some_tensors().items()}
     spared = {name for name, shape in shapes.items() if len(shape) < 2}
-    return Now(shapes, set(shapes), spared, identity, environment or {}, (), SimpleNamespace())  # type: ignore[arg-type]
+    return Now(set(shapes), spared, identity, environment or {}, (), SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_what_the_user_is_told_at_a_start(tmp_path: Path) -> None:
