@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from ds_recipes.config.schema import OptimizerConfig
 from ds_recipes.data.batch import MicroBatch
-from ds_recipes.models.loss_head import install_loss_head
+from ds_recipes.engine.inputs import PROBE_IDS
+from ds_recipes.models.loss_head import install_loss_head, learn_transform
 
 NO_TARGET = -100  # transformers' label of a position without a loss
 
@@ -25,6 +26,7 @@ class BareLoop:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
         if our_loss:
             install_loss_head(model)
+            learn_transform(model, lambda: model(PROBE_IDS, torch.arange(PROBE_IDS.shape[1])[None]))
         model.train()
         optimizer = torch.optim.AdamW(
             model.parameters(),

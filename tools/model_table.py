@@ -390,7 +390,8 @@ def _export(checkpoint: Path, out: Path) -> Result:
 
     made = export(checkpoint, out, Wanted(load_check=False))
     probe = str(checkpoint / PROBE)
-    seen = compare({"folder": str(out), "dtype": made.dtype, "trust_remote_code": False, "probe": probe})
+    request = {"folder": str(out), "dtype": made.dtype, "trust_remote_code": False, "probe": probe, "tokenizer": None}
+    seen = compare(request)
     others = [str(name) for kind in ("missing", "unexpected", "mismatched") for name in seen[kind]]  # type: ignore[attr-defined]
     return {"export_difference": seen["difference"] / seen["largest_logit"], "export_tensors": others}  # type: ignore[operator]
 

@@ -35,9 +35,10 @@ def one_document(input_ids: torch.Tensor) -> MicroBatch:
     return MicroBatch(input_ids, positions[None], positions[:-1], input_ids[0, 1:], tokens, 1, (0,))
 
 
-def second_of_two(first: torch.Tensor, second: torch.Tensor) -> MicroBatch:
-    """One row of two documents, [tokens] each: only the second has targets."""
+def second_of_three(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> MicroBatch:
+    """One row of three documents, [tokens] each: only the second has targets."""
     before, tokens = first.numel(), second.numel()
-    positions = torch.cat([torch.arange(before), torch.arange(tokens)])  # [row]
+    row = torch.cat([first, second, third])  # [row]
+    positions = torch.cat([torch.arange(document.numel()) for document in (first, second, third)])  # [row]
     targets = before + torch.arange(tokens - 1)  # [targets]
-    return MicroBatch(torch.cat([first, second])[None], positions[None], targets, second[1:], before + tokens, 2, (0,))
+    return MicroBatch(row[None], positions[None], targets, second[1:], row.numel(), 3, (0,))

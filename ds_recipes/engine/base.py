@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
+from transformers import PreTrainedModel
 
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord
+from ds_recipes.engine.inputs import PROBE_IDS
 from ds_recipes.engine.unused import Usage
 from ds_recipes.errors import ConfigError
+from ds_recipes.models.loss_head import learn_transform
 from ds_recipes.ranges import RangeReader
 
 
@@ -79,6 +82,13 @@ class Sink(Protocol):
 class Engine(ABC):
     """A sharded model with its optimizer. No engine owns a schedule, a loss convention or a loop."""
 
+    model: PreTrainedModel
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation that runs."""
+        return str(self.model.config._attn_implementation)
+
     optimizer_step: int
     """Number of optimizer steps applied: Adam's own count for each parameter that has missed none."""
 
@@ -95,6 +105,14 @@ class Engine(ABC):
     @abstractmethod
     def update(self, lr: float) -> StepResult:
         """Clip, step with the given learning rate and clear the gradients."""
+
+    @abstractmethod
+    def input_gradient(self, batch: MicroBatch) -> torch.Tensor:
+        """How much the sum of a batch's token losses depends on the input at each position, [rows * context], float32.
+
+        The largest absolute derivative by an element of the position's embedding; exactly 0 where nothing depends on it.
+        Without dropout. Collective, and only between two steps; parameters and their gradients stay as they are.
+        """
 
     @abstractmethod
     def evaluate(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
@@ -128,6 +146,10 @@ class Engine(ABC):
     @abstractmethod
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Full float32 master tensors one by one, on every rank. Every rank must exhaust it."""
+
+    def _learn_transform(self) -> None:
+        """To be called before each loss: the first time it finds out what the model does to its logits. Collective."""
+        learn_transform(self.model, lambda: self.logits(PROBE_IDS))
 
     def measured(self) -> dict[str, float]:
         """What a profile of this rank's activations measured since the last call, by names with units; else empty."""

@@ -88,7 +88,7 @@ def create_engine(config: Config, plan: Plan, source: ModelSource, world: World)
     settings = engine_settings(config)
     is_fsdp = config.run.engine == "fsdp"
     dtype = getattr(torch, settings.precision.master if is_fsdp else settings.precision.parameters)
-    attention = choose_attention(config, world.device)
+    attention = world.check("attention", lambda: choose_attention(config, world.device, source))
     skeleton = world.check("model", lambda: source.skeleton(dtype, attention, world.device))
     if is_fsdp:
         from ds_recipes.engine.fsdp2.step import Fsdp2Engine

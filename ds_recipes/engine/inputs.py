@@ -11,6 +11,8 @@ import torch
 
 from ds_recipes.data.batch import MicroBatch
 
+PROBE_IDS = torch.zeros((1, 8), dtype=torch.int64)  # [rows, context], for a forward whose hidden states do not matter
+
 
 def model_inputs(batch: MicroBatch, device: torch.device, implementation: str) -> dict[str, Any]:
     """The arguments of the model's forward for one micro-batch, on `device`.

@@ -6,10 +6,13 @@ import torch
 
 from ds_recipes.config.schema import Config
 from ds_recipes.errors import ConfigError
+from ds_recipes.models.load import ModelSource
 
 
-def choose_attention(config: Config, device: torch.device) -> str:
-    """The attention implementation for this run: the one asked for, else the fastest present, else sdpa.
+def choose_attention(config: Config, device: torch.device, source: ModelSource) -> str:
+    """The attention implementation for this run: the one asked for, or the fastest present; eager for a model without sdpa.
+
+    sdpa and eager compute the same, and transformers too takes eager for a model without sdpa.
 
     Raises:
         ConfigError: FlashAttention 2 was asked for and cannot run here.
@@ -25,4 +28,6 @@ def choose_attention(config: Config, device: torch.device) -> str:
                 "Use sdpa, or pip install 'ds-recipes[gpu]'."
             ]
         )
-    return "flash_attention_2" if config.model.use_fast_kernels and flash_runs else asked
+    if config.model.use_fast_kernels and flash_runs and source.has_attention("flash_attention_2"):
+        return "flash_attention_2"
+    return "eager" if asked == "sdpa" and not source.has_attention("sdpa") else asked

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from ds_recipes.config.model_check import other_kind, other_weights, quantised_w
 from ds_recipes.errors import InputError
 from ds_recipes.hub_probe import ensure_hub_reachable_or_offline
 from ds_recipes.models.parts import WHOLE, other_part_hint
-from ds_recipes.models.skeleton import build_skeleton, tied_names
+from ds_recipes.models.skeleton import NoSuchAttention, build_skeleton, tied_names
 from ds_recipes.models.sources import FolderWeights, random_weights, shortened
 from ds_recipes.models.vocabulary import check_vocabulary, grown_weights, with_vocabulary_size
 from ds_recipes.ranges import RangeReader
@@ -125,6 +126,21 @@ class ModelSource:
         """The structure without storage; see `models/skeleton.py`."""
         return build_skeleton(self.config_copy(), dtype, attn_implementation, device, self.trust_remote_code, self.part)
 
+    def has_attention(self, implementation: str) -> bool:
+        """True if this model can run with that attention implementation of transformers."""
+        if implementation not in self._attentions:
+            try:
+                self.skeleton(torch.float32, implementation, torch.device("cpu"))
+                self._attentions[implementation] = True
+            except NoSuchAttention:
+                self._attentions[implementation] = False
+        return self._attentions[implementation]
+
+    @cached_property
+    def _attentions(self) -> dict[str, bool]:
+        """What is known of attention implementations: to find out, a skeleton is built."""
+        return {}
+
     def config_copy(self) -> PretrainedConfig:
         """The config as it was read: transformers writes into the one that a model is built from."""
         return copy.deepcopy(self.hf_config)
@@ -133,6 +149,12 @@ class ModelSource:
     def vocabulary_size(self) -> int:
         """Rows of the embedding."""
         return int(self.hf_config.get_text_config().vocab_size)
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest row that the model can take, in tokens; None where its config does not say."""
+        positions = getattr(self.hf_config.get_text_config(), "max_position_embeddings", None)
+        return None if positions is None else int(positions)
 
     @property
     def has_experts(self) -> bool:

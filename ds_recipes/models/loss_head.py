@@ -5,33 +5,79 @@ target positions alone, in chunks, and the gradient of a chunk is taken while it
 exist, and nothing is computed twice (the idea of Liger Kernel's fused linear cross-entropy, arXiv 2410.10989).
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
+
+from ds_recipes.errors import InputError
 
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits of one chunk: 16 MB of float32 on a CPU (its caches), 256 MB on a GPU (large matrix products)."""
 
 
+PROBE_VALUES = (2.0**-20, 2.0**-5, 0.75, 3.0, 11.0, 50.0, 400.0, 2.0**13, 2.0**30)
+"""What the head is made to give, and its negatives, to see what the model makes of it: from where a cap is linear to where
+it is flat."""
+
+
 @dataclass(frozen=True)
 class LogitTransform:
-    """What a model does to its logits after the head: `cap * tanh(scale * x / cap)`, without the cap where it is None."""
+    """What a model does to its head's output: `cap * tanh(scale * x / cap)`, without the cap where it is None.
+
+    Of the head's columns the first `columns` are the vocabulary, all where it is None; the others are padding.
+    """
 
     scale: float = 1.0
     cap: float | None = None
+    columns: int | None = None
+
+    def scores(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the model makes of its head's output [..., columns], and the derivative by `scale * logits` with a cap."""
+        scores, slope = logits, None
+        if self.scale != 1.0:
+            scores = scores.float() * self.scale
+        if self.cap is not None:
+            squashed = torch.tanh(scores.float() / self.cap)
+            scores, slope = squashed * self.cap, 1.0 - squashed.square()
+        if self.columns is not None and self.columns < scores.shape[-1]:
+            scores = scores.float().clone()
+            scores[..., self.columns :] = -torch.inf
+        return scores, slope
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> "LogitTransform":
-        """Read the scale and cap that transformers' models declare (Cohere, Granite, Falcon-H1, Gemma 2)."""
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return cls(scale, float(cap) if cap else None)
+    def fitted(cls, given: torch.Tensor, made: torch.Tensor) -> "LogitTransform | None":
+        """The transform that makes `made` [..., columns] of the head's output `given` [..., padded columns]; None if none does.
+
+        `given` holds `PROBE_VALUES` and their negatives in each row, in this order and over and over.
+        """
+        rows, columns = made.reshape(-1, made.shape[-1]).double(), made.shape[-1]
+        least, largest = PROBE_VALUES[0], PROBE_VALUES[-1]
+        if rows.shape[0] != given[..., 0].numel() or columns < 2 * len(PROBE_VALUES) or not rows.isfinite().all():
+            return None
+        scale, top = float(rows[0, 0]) / least, float(rows[0, len(PROBE_VALUES) - 1])
+        is_linear = abs(top - scale * largest) <= 1e-4 * abs(scale) * largest
+        found = cls(
+            1.0 if abs(scale - 1.0) < 1e-6 else scale,
+            None if is_linear else abs(top),
+            None if columns == given.shape[-1] else columns,
+        )
+        if scale == 0.0 or top == 0.0:
+            return None
+        expected = found.scores(given)[0].reshape(-1, given.shape[-1])[:, :columns].double()
+        return found if torch.allclose(rows, expected, rtol=1e-4, atol=1e-12) else None
+
+
+def probe_values(like: torch.Tensor) -> torch.Tensor:
+    """`PROBE_VALUES` and their negatives over and over, in the shape of `like`, in float32."""
+    values = torch.tensor([*PROBE_VALUES, *(-value for value in PROBE_VALUES)], device=like.device)
+    times = -(-like.shape[-1] // len(values))
+    return values.repeat(times)[: like.shape[-1]].expand(like.shape).contiguous()
 
 
 class _ChunkedTokenLoss(torch.autograd.Function):
@@ -92,12 +138,7 @@ def _token_loss(
     logits: torch.Tensor, target_ids: torch.Tensor, transform: LogitTransform, with_gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Sum of cross-entropy of one chunk, and its gradient with respect to the head's raw output in that output's dtype."""
-    scores, slope = logits, None  # [chunk, vocabulary]
-    if transform.scale != 1.0:
-        scores = scores.float() * transform.scale
-    if transform.cap is not None:
-        squashed = torch.tanh(scores.float() / transform.cap)
-        scores, slope = squashed * transform.cap, 1.0 - squashed.square()
+    scores, slope = transform.scores(logits)  # [chunk, vocabulary]
     log_probs = torch.log_softmax(scores, dim=-1, dtype=torch.float32)  # [chunk, vocabulary]
     loss = -log_probs.gather(1, target_ids[:, None]).sum()
     if not with_gradient:
@@ -136,21 +177,67 @@ def token_loss_sum(
         return _ChunkedTokenLoss.apply(hidden, weight, bias, target_ids, transform, torch.is_grad_enabled())  # type: ignore[no-any-return, no-untyped-call]
 
 
+@dataclass
+class _Forward:
+    """One forward of the model that wants something else of the head than its logits."""
+
+    target_index: torch.Tensor | None = None  # [targets]
+    target_ids: torch.Tensor | None = None  # [targets]
+    loss: torch.Tensor | None = None
+    given: torch.Tensor | None = None  # [rows, context, vocabulary], what the head gave instead of its logits
+
+
+class LossHead:
+    """The head of one model, and what the model does to its output, which is learned before the first loss."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self.transform: LogitTransform | None = None
+        self.running: _Forward | None = None
+        self._head = head
+        self._native = head.forward
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The head's own logits; in a forward that wants a loss, the sum of the token losses."""
+        if self.running is None:
+            logits: torch.Tensor = self._native(hidden, *args, **kwargs)
+            return logits
+        if self.running.target_ids is None:
+            self.running.given = probe_values(self._native(hidden, *args, **kwargs))
+            torch.set_grad_enabled(
+                True
+            )  # until `learn_transform` has the logits: what the model adds of its own then shows
+            return self.running.given
+        assert self.transform is not None, "learn_transform comes before the first loss"
+        assert self.running.target_index is not None
+        states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.running.target_index)  # [targets, hidden]
+        bias = getattr(self._head, "bias", None)
+        return token_loss_sum(states, self._head.weight, bias, self.running.target_ids, self.transform)  # type: ignore[arg-type]
+
+    def after_call(self, hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """What the model gets of a call of the head, after the engine's hooks have seen its output.
+
+        It goes on with something as small as can be where the loss is all that is wanted.
+        """
+        if self.running is None or self.running.target_ids is None:
+            return output
+        self.running.loss = output
+        return hidden.new_zeros(*hidden.shape[:-1], 1)
+
+
 def install_loss_head(model: PreTrainedModel) -> None:
     """Make `model(input_ids, position_ids, target_index, target_ids)` return the sum of its target tokens' losses.
 
-    Without targets the call is the model's own forward and returns its logits, [rows, context, vocabulary]. Only bound
-    forwards are replaced, so that parameter names stay as they are.
+    The model's own forward runs up to its head, so that all that stands before the head is in the loss; what stands after it
+    must be known (`learn_transform`). Without targets the call returns the model's logits, [rows, context, vocabulary]. Names
+    of parameters stay as they are.
+
+    Raises:
+        InputError: the model has no head that is one matrix, with or without a bias.
     """
     head = model.get_output_embeddings()
-    transform = LogitTransform.of(model.config.get_text_config())
-    native_head, native_model = head.forward, model.forward
-
-    def head_forward(_: nn.Module, hidden: torch.Tensor, target_ids: torch.Tensor | None = None) -> torch.Tensor:
-        if target_ids is None:
-            scores: torch.Tensor = native_head(hidden)
-            return scores
-        return token_loss_sum(hidden, head.weight, getattr(head, "bias", None), target_ids, transform)
+    _check_head(model, head)
+    loss_head = LossHead(head)
+    native_model, accepted = model.forward, _accepted_names(model)
 
     def model_forward(
         _: nn.Module,
@@ -160,13 +247,75 @@ def install_loss_head(model: PreTrainedModel) -> None:
         target_ids: torch.Tensor | None = None,  # [targets]
         **attention: Any,
     ) -> torch.Tensor:
-        if target_ids is None or target_index is None:
-            logits: torch.Tensor = native_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+        arguments = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False, **attention}
+        arguments = {name: value for name, value in arguments.items() if accepted is None or name in accepted}
+        if target_ids is None:
+            logits: torch.Tensor = native_model(**arguments).logits
             return logits
-        states = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **attention)
-        hidden = states.last_hidden_state.flatten(0, 1).index_select(0, target_index)  # [targets, hidden]
-        loss: torch.Tensor = head(hidden, target_ids)
-        return loss
+        running = loss_head.running = _Forward(target_index, target_ids)
+        try:
+            native_model(**arguments)
+        finally:
+            loss_head.running = None
+        if running.loss is None:
+            raise InputError(f"{type(model).__name__} does not use its output embeddings to make logits; not supported")
+        return running.loss
 
-    head.forward = MethodType(head_forward, head)
+    head.forward = MethodType(lambda _, *args, **kwargs: loss_head.forward(*args, **kwargs), head)
+    head.__class__ = _telling(type(head), loss_head)
     model.forward = MethodType(model_forward, model)
+    model.__dict__["loss_head"] = loss_head
+
+
+def learn_transform(model: PreTrainedModel, logits_of: Callable[[], torch.Tensor]) -> None:
+    """Find out what the model does to its head's output, once, by its own forward with known numbers in that place.
+
+    Under an engine it is a collective. `logits_of` calls the model without targets and returns its logits.
+
+    Raises:
+        InputError: it is no scale, cap or padding of the vocabulary, or a trained parameter takes part in it.
+    """
+    loss_head: LossHead = model.__dict__["loss_head"]
+    if loss_head.transform is not None:
+        return
+    running = loss_head.running = _Forward()
+    try:
+        with torch.no_grad():
+            logits = logits_of()
+    finally:
+        loss_head.running = None
+    fitted = None if running.given is None else LogitTransform.fitted(running.given, logits.detach())
+    if fitted is None or logits.requires_grad:
+        raise InputError(
+            f"{type(model).__name__} changes its logits after the head in a way that is not supported"
+            f"{' (with something that is trained)' if logits.requires_grad else ''}: the loss could not be computed in the head. "
+            "Supported are a scale, a soft cap and padding of the vocabulary."
+        )
+    loss_head.transform = fitted
+
+
+def _check_head(model: PreTrainedModel, head: nn.Module | None) -> None:
+    names = set() if head is None else {name for name, _ in head.named_parameters()}
+    if head is None or "weight" not in names or names - {"weight", "bias"} or head.get_parameter("weight").ndim != 2:
+        what = "no output embeddings" if head is None else f"a head with {', '.join(sorted(names)) or 'no parameters'}"
+        raise InputError(
+            f"{type(model).__name__} has {what}, and training needs one matrix, with or without a bias, that makes logits "
+            "from hidden states; such models are not supported"
+        )
+
+
+def _accepted_names(model: PreTrainedModel) -> set[str] | None:
+    """The arguments that the model's forward takes; None if it takes any."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    return None if takes_any else {parameter.name for parameter in parameters}
+
+
+def _telling(plain: type[nn.Module], loss_head: LossHead) -> type[nn.Module]:
+    """A subclass of the same name whose call tells the loss head of its output."""
+
+    def call(self: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return loss_head.after_call(hidden, plain.__call__(self, hidden, *args, **kwargs))
+
+    names = {"__call__": call, "__module__": plain.__module__, "__qualname__": plain.__qualname__}
+    return type(plain.__name__, (plain,), names)

@@ -23,6 +23,10 @@ RECOMPUTED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"attn\.(masked_
 """Tables in the files of older versions of transformers, which follow from the config."""
 
 
+class NoSuchAttention(InputError):
+    """The model cannot run with an attention implementation."""
+
+
 def build_skeleton(
     hf_config: PretrainedConfig,
     dtype: torch.dtype,
@@ -64,7 +68,12 @@ def build_skeleton(
         with torch.device("meta"):
             model = make()
     except Exception as error:  # a class raises what it likes for settings that do not fit together
-        raise InputError(_why_not_built(hf_config, attn_implementation, error)) from error
+        if "attention implementation" in str(error):
+            raise NoSuchAttention(
+                f"models of type {hf_config.model_type} have no {attn_implementation} attention in transformers "
+                f"{transformers.__version__}; pass --attn_implementation eager"
+            ) from error
+        raise InputError(_why_not_built(hf_config, error)) from error
     _keep_in_float32(model, dtype)
     place_buffers(model, device, make)
     if part == LANGUAGE:
@@ -108,12 +117,7 @@ def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def _why_not_built(hf_config: PretrainedConfig, attn_implementation: str, error: Exception) -> str:
-    if "attention implementation" in str(error):
-        return (
-            f"models of type {hf_config.model_type} have no {attn_implementation} attention in transformers "
-            f"{transformers.__version__}; pass --attn_implementation eager"
-        )
+def _why_not_built(hf_config: PretrainedConfig, error: Exception) -> str:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
     return (

@@ -59,8 +59,15 @@ def _verdict(decay: Decay) -> tuple[str, str]:
     return decay.spared or "", decay.kind
 
 
-def announce_engine(launch: Launch, engine: Engine, plan: Plan, state: TrainingState, found: Found | None) -> None:
+def announce_engine(
+    config: Config, launch: Launch, engine: Engine, plan: Plan, state: TrainingState, found: Found | None
+) -> None:
     """How the model is sharded and in which precision, and where the run begins."""
+    if engine.attention == "eager" and config.model.attn_implementation == "sdpa":
+        launch.say(
+            f"note: {type(engine.model).__name__} has no sdpa attention in transformers; eager attention computes the same, with "
+            "more memory"
+        )
     if launch.world.rank == 0:
         show_table(engine.describe(), sys.stdout)
     if found is not None:

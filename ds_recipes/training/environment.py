@@ -5,13 +5,14 @@ from pathlib import Path
 from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.config.schema import Config
 from ds_recipes.models.attention import choose_attention
+from ds_recipes.models.load import ModelSource
 from ds_recipes.training.run_record import git_state, versions
 from ds_recipes.world.group import World
 
 SHOWN_HOSTS = 4
 
 
-def environment_of(config: Config, world: World) -> dict[str, str]:
+def environment_of(config: Config, world: World, source: ModelSource) -> dict[str, str]:
     """Versions, code, engine, sharding, ranks, attention and hosts, by name. Every rank must call it."""
     found = versions() | _code() if world.rank == 0 else None
     sharding = engine_settings(config).sharding
@@ -23,7 +24,7 @@ def environment_of(config: Config, world: World) -> dict[str, str]:
         "optimizer on": sharding.optimizer_on,
         "parameters on": sharding.parameters_on,
         "ranks": str(world.size),
-        "attention": choose_attention(config, world.device),
+        "attention": choose_attention(config, world.device, source),
         "hosts": " ".join(hosts[:SHOWN_HOSTS] + more),
     }
 

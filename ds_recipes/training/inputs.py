@@ -57,7 +57,6 @@ def read_model(config: Config, world: World, continued: Found | None) -> Model:
     Raises:
         ConfigError, InputError, CheckpointError: on all ranks.
     """
-    attention = world.check("attention", lambda: choose_attention(config, world.device))
     named = find_model(
         world,
         config.model.model_name,
@@ -66,6 +65,7 @@ def read_model(config: Config, world: World, continued: Found | None) -> Model:
         config.model.trust_remote_code,
         part=config.model.model_part,
     )
+    attention = world.check("attention", lambda: choose_attention(config, world.device, named))
     world.check("context size", lambda: _check_context(config, named))
     tokenizer = world.check("tokenizer", lambda: read_tokenizer(config))
     found, in_files = world.check("weights", lambda: _as_it_lies(config, named, continued))

@@ -14,9 +14,8 @@ from ds_recipes.config.schema import Config
 from ds_recipes.data.skips import Skips
 from ds_recipes.data.stream import Stream
 from ds_recipes.engine.base import Engine
-from ds_recipes.engine.checks import check_isolation, check_loss_head
+from ds_recipes.engine.checks import check_model
 from ds_recipes.engine.create import check_device, create_engine
-from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.flops import count_flops
 from ds_recipes.models.skeleton import tied_names
 from ds_recipes.models.weight_decay import decayed_names
@@ -67,7 +66,7 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     assert plan.total_steps is not None
     laid_out = make_plan(config, world.size, inputs.data.corpus.num_rows)
     identity = identity_of(config, laid_out, inputs.data, inputs.source.config_copy().to_dict())
-    environment = environment_of(config, world)
+    environment = environment_of(config, world, inputs.source)
     for line in late:
         launch.say(f"warning: {line}")
     trained = frozenset(name for name, tensor in inputs.skeleton.named_parameters() if tensor.requires_grad)
@@ -92,15 +91,10 @@ def prepare(config: Config, launch: Launch) -> Run | None:
     state = load_start(config, engine, Hurried(start, world.heard_stop), found, world)
     launch.stop.leave_if_asked(world, "loading")
     world.doing("the last checks", START)
-    check_loss_head(engine, inputs.source.vocabulary_size, config.run.precision)
-    attention = choose_attention(config, world.device)
-    if config.data.packing != "off":
-        check_isolation(engine, inputs.source, config.run.precision, "Use --packing off.")
-    elif attention.startswith("flash_attention"):  # which takes a micro-batch's rows end to end
-        check_isolation(engine, inputs.source, config.run.precision, "Use --attn_implementation sdpa.")
+    check_model(engine, inputs.source, world, config.run.precision, config.data.context_size, _advice(config, engine))
     launch.stop.leave_if_asked(world, "the last checks")
     world.heed(None)
-    announce_engine(launch, engine, plan, state, found)
+    announce_engine(config, launch, engine, plan, state, found)
     if launch.record is not None:
         launch.record.write_ds_config(effective_ds_config(config, plan))
         launch.record.continues_from(state.step)
@@ -181,6 +175,15 @@ def _saving(run: Run, launch: Launch, inputs: Inputs, files: dict[str, bytes], f
 def _owes_evaluation(run: Run, found: Found) -> bool:
     """True if the evaluation after the step of `found` was due and was abandoned."""
     return run.evaluates_after(found.manifest.step) and found.state.get(EVALUATION, {}) is None
+
+
+def _advice(config: Config, engine: Engine) -> str | None:
+    """What to do if documents that share a row see each other; None if none share one."""
+    if config.data.packing != "off":
+        return "Use --packing off."
+    if engine.attention.startswith("flash_attention"):  # which takes rows end to end
+        return "Use --attn_implementation sdpa."
+    return None
 
 
 def _set_determinism(config: Config) -> None:

@@ -127,9 +127,10 @@ def gathered_blocks(world: World, how: How) -> list[list[int]]:
         is_whole = [not any(isinstance(one, DTensor) for one in block.parameters()) for block in blocks]
         seen.append([number for number, whole in enumerate(is_whole) if whole])
 
+    step(engine, world, how, 0, 0.01)  # before the first loss the model runs once more
     for block in blocks:
         block.mlp.register_forward_hook(look)
-    step(engine, world, how, 0, 0.01)
+    step(engine, world, how, 1, 0.01)
     engine.close()
     return seen
 

@@ -10,7 +10,7 @@ from torch import nn
 from ds_recipes.config.engine_settings import LossScaling
 from ds_recipes.engine.fsdp2.build import sharding_units
 from ds_recipes.engine.loss_scale import LossScaler
-from ds_recipes.models.loss_head import install_loss_head
+from ds_recipes.models.loss_head import install_loss_head, learn_transform
 from tests.contract.fsdp2_engines import MODELS, ROWS, How, TwoExperts, source
 from tests.contract.fsdp2_ranks import (
     counts,
@@ -110,6 +110,7 @@ def test_models_that_transformers_lacks_equal_one_process(case):
     model.model.rotary_emb = with_buffers.model.rotary_emb
     model.load_state_dict(seen["before"], strict=False)
     install_loss_head(model)
+    learn_transform(model, lambda: model(*2 * (torch.arange(8)[None],)))
     rows = global_batch(0, ROWS)
     for number, row in enumerate(rows):
         TwoExperts.route = number % 2

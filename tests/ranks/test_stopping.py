@@ -247,7 +247,7 @@ SWEEP = {
     "verifying": "ds_recipes.training.start:find_start",
     "building": "ds_recipes.training.start:create_engine",
     "loading": ASKED["loading"][0],
-    "checking": "ds_recipes.training.start:check_loss_head",
+    "checking": "ds_recipes.training.start:check_model",
     "assembling": "ds_recipes.training.start:start_trackers",
     "taking": "ds_recipes.data.stream:Stream.take",
     "updating": f"{ENGINE}.update",

@@ -17,7 +17,7 @@ from ds_recipes.config.plan import make_plan
 from ds_recipes.data.batch import one_document
 from ds_recipes.data.tokenizer import add_tokens, check_special_ids, rows_for
 from ds_recipes.engine.base import Engine
-from ds_recipes.engine.checks import check_isolation, check_loss_head
+from ds_recipes.engine.checks import check_model
 from ds_recipes.engine.create import create_engine
 from ds_recipes.models.end_tokens import find_end_tokens
 from ds_recipes.models.flops import count_flops
@@ -98,8 +98,7 @@ def train_and_save(world: World, model: str, multiple: int, run: str) -> dict[st
     source = source_of(Path(model)).resized(rows_needed(rows_for(tokenizer), OLD_ROWS, multiple), "mean")
     check_special_ids(tokenizer, source.vocabulary_size)
     engine = engine_of(source, world, Path(run))
-    check_loss_head(engine, source.vocabulary_size, "fp32")
-    check_isolation(engine, source, "fp32", "Use --packing off.")
+    check_model(engine, source, world, "fp32", 32, "Use --packing off.")
     before = {name: tensor.clone() for name, tensor in engine.weights()}
     ids = torch.tensor([tokenizer("".join(NEW_TOKENS) * 3).input_ids])
     for _ in range(12 // world.size):

@@ -31,10 +31,20 @@ class ActivationRecord:
         self._place = -1  # of the last block that was called
         self._open: weakref.ref[Segment] | None = None  # held by the graph alone, so that it dies with it
         self._running: Segment | None = None
+        self._is_paused = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Meanwhile autograd keeps activations itself."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def run(self, place: int, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the block at `place` in the model's order."""
-        if not torch.is_grad_enabled():
+        if self._is_paused or not torch.is_grad_enabled():
             return block.call(*args, **kwargs)
         self._running = self._segment(place)
         try:

@@ -25,6 +25,7 @@ from ds_recipes.engine.fsdp2.build import (
     watch_gradients,
 )
 from ds_recipes.engine.fsdp2.local_state import LocalState
+from ds_recipes.engine.input_gradient import input_gradient
 from ds_recipes.engine.inputs import model_inputs
 from ds_recipes.engine.loss_scale import LossScaler
 from ds_recipes.engine.optimizer import make_optimizer, moments_in
@@ -50,7 +51,6 @@ class Fsdp2Engine(Engine):
         self._micro_steps = plan.micro_steps
         self._micro_steps_done = 0
         self._max_grad_norm = optimizer.max_grad_norm
-        self._attention = skeleton.config._attn_implementation
         decayed = decayed_names(skeleton)
         check_precision(settings.precision)
         mesh = world.check("sharding", lambda: make_mesh(world, settings.sharding.group_size))
@@ -84,7 +84,8 @@ class Fsdp2Engine(Engine):
             self._root.set_reshard_after_backward(is_last)
         if self._local.replicas > 1:
             self._root.set_requires_all_reduce(is_last)
-        inputs = model_inputs(batch, self._world.device, self._attention)
+        self._learn_transform()
+        inputs = model_inputs(batch, self._world.device, self.attention)
         loss = self._buffers.train(
             lambda: self._forward(**inputs), lambda loss: weighted(loss, scale * self._loss_scale).backward()
         )
@@ -146,12 +147,23 @@ class Fsdp2Engine(Engine):
         for module in self._modules:
             module.reshard()
 
+    def input_gradient(self, batch: MicroBatch) -> torch.Tensor:
+        """Dependence of a batch's loss on the input at each position, [rows * context]; see `Engine.input_gradient`."""
+        self._learn_transform()
+        inputs = model_inputs(batch, self._world.device, self.attention)
+        with self._buffers.unchanged():
+            gradient = input_gradient(self.model, lambda: self._forward(**inputs), self.activations)
+        self._free_gathered()
+        self._local.clear_gradients()  # FSDP2 makes zeros for parameters that backward does not reach
+        return gradient
+
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
         """Sum of token losses and number of target tokens of one micro-batch, without gradients or dropout."""
+        self._learn_transform()
         self.model.eval()
         with self._buffers.unchanged():
-            loss = self._forward(**model_inputs(batch, self._world.device, self._attention))
+            loss = self._forward(**model_inputs(batch, self._world.device, self.attention))
         self.model.train()
         return loss, batch.num_target_tokens
 
@@ -214,7 +226,7 @@ class Fsdp2Engine(Engine):
             "gradient_accumulation": _name(self._local.master_dtype),
             "reduction": _name(policy.reduce_dtype),
             "autocast": self._settings.precision.autocast,
-            "attention": self._attention,
+            "attention": self.attention,
             "activations": None if self.activations is None else str(self.activations),
         }
 

@@ -9,8 +9,12 @@ transformers 5 keeps the experts of a layer in one tensor, so its own models nee
 own mostly keep a list of modules.
 """
 
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from deepspeed.utils import get_z3_leaf_modules
-from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
+from deepspeed.utils.z3_leaf_module import set_z3_leaf_module, z3_leaf_module
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -33,6 +37,22 @@ def mark_expert_blocks(model: PreTrainedModel) -> None:
 def expert_blocks(model: nn.Module) -> list[nn.Module]:
     """The modules that choose among a list of experts."""
     return [module for module in model.modules() if _chooses_among_modules(module)]
+
+
+@contextmanager
+def without_leaf_hooks(model: nn.Module) -> Iterator[None]:
+    """Meanwhile no forward makes backward reduce the gradients of leaf modules, which DeepSpeed does in hooks of the modules.
+
+    A backward that takes no parameter's gradient would put zeros among those of the step that follows.
+    """
+    hooks = [(module, module._backward_hooks) for module in model.modules() if z3_leaf_module(module)]
+    try:
+        for module, _ in hooks:
+            module._backward_hooks = OrderedDict()
+        yield
+    finally:
+        for module, own in hooks:
+            module._backward_hooks = own
 
 
 def leaf_class_names(model: nn.Module) -> list[str]:

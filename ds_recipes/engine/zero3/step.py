@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.torch_autocast import autocast_if_enabled
 from transformers import PreTrainedModel
 
 from ds_recipes.config.engine_settings import EngineSettings
@@ -17,13 +18,14 @@ from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord, install_checkpointing
 from ds_recipes.engine.base import Engine, Shard, Sink, StepResult, weighted
 from ds_recipes.engine.buffers import SavedBuffers
+from ds_recipes.engine.input_gradient import input_gradient
 from ds_recipes.engine.inputs import model_inputs
 from ds_recipes.engine.optimizer import make_optimizer, moments_in
 from ds_recipes.engine.unused import Usage
 from ds_recipes.engine.zero3 import scaler
 from ds_recipes.engine.zero3.build import place_model, share_offloaded_gradients, start_deepspeed
 from ds_recipes.engine.zero3.experts import give_every_expert_a_gradient
-from ds_recipes.engine.zero3.leaf import leaf_class_names, mark_expert_blocks
+from ds_recipes.engine.zero3.leaf import leaf_class_names, mark_expert_blocks, without_leaf_hooks
 from ds_recipes.engine.zero3.local_state import LocalState
 from ds_recipes.engine.zero3.low_stages import LowStageState, forget_gradients
 from ds_recipes.engine.zero3.native_save import save_native
@@ -57,7 +59,6 @@ class ZeroEngine(Engine):
         self._scales_loss = settings.loss_scaling is not None
         self._micro_steps = plan.micro_steps
         self._micro_steps_done = 0
-        self._attention = skeleton.config._attn_implementation
         decayed = decayed_names(skeleton)
         self._in_expert_blocks: frozenset[str] = frozenset()
         if self._stage == 3:
@@ -107,7 +108,8 @@ class ZeroEngine(Engine):
         """
         self._micro_steps_done += 1
         self._deepspeed.set_gradient_accumulation_boundary(self._micro_steps_done == self._micro_steps)
-        inputs = model_inputs(batch, self._world.device, self._attention)
+        self._learn_transform()
+        inputs = model_inputs(batch, self._world.device, self.attention)
         loss: torch.Tensor = self._buffers.train(
             lambda: self._deepspeed(**inputs),
             lambda loss: self._deepspeed.backward(weighted(loss, scale * self._world.size), scale_wrt_gas=False),
@@ -144,12 +146,28 @@ class ZeroEngine(Engine):
         norm = float(self._deepspeed.get_global_grad_norm())
         return StepResult(norm, applied, loss_scale, agreed.unused)
 
+    def input_gradient(self, batch: MicroBatch) -> torch.Tensor:
+        """Dependence of a batch's loss on the input at each position, [rows * context]; see `Engine.input_gradient`."""
+        self._learn_transform()
+        inputs = model_inputs(batch, self._world.device, self.attention)
+
+        def loss() -> torch.Tensor:
+            # Not through DeepSpeed's engine, whose hooks take any backward for a training step's.
+            with autocast_if_enabled(self._deepspeed):
+                return cast(torch.Tensor, self.model(**inputs))
+
+        with without_leaf_hooks(self.model), self._buffers.unchanged():
+            gradient = input_gradient(self.model, loss, self.activations)
+        self._drop_recording()
+        return gradient
+
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
         """Sum of token losses and number of target tokens of one micro-batch, without gradients or dropout."""
+        self._learn_transform()
         self.model.eval()
         with self._buffers.unchanged():
-            loss: torch.Tensor = self._deepspeed(**model_inputs(batch, self._world.device, self._attention))
+            loss: torch.Tensor = self._deepspeed(**model_inputs(batch, self._world.device, self.attention))
         self.model.train()
         self._drop_recording()
         return loss, batch.num_target_tokens
@@ -226,7 +244,7 @@ class ZeroEngine(Engine):
             "optimizer": type(zero.optimizer).__name__,
             "optimizer_device": self._optimizer_on if is_offloaded else self._world.device.type,
             **asdict(real_precision(self._deepspeed, self.model)),
-            "attention": self._attention,
+            "attention": self.attention,
             "activations": None if self.activations is None else str(self.activations),
             "leaf_modules": ", ".join(leaf_class_names(self.model)) or None,
         }

@@ -65,7 +65,7 @@ def measure(config: Config, plan: Plan, inputs: Inputs, world: World, steps: int
     engine = create_engine(config, plan, inputs.source, world)
     try:
         engine.load_shards(Perturbed(start) if perturbed else start)
-        check_loss_head(engine, inputs.source.vocabulary_size, config.run.precision)
+        check_loss_head(engine, inputs.source, config.run.precision)
         taken, rate = _train(engine, Stream(inputs.data.corpus, plan, world.rank), plan, world, steps)
         (memory,) = world.max([peak_memory_gib(world.device)])
         return Measured(config.run.engine, engine.describe(), tuple(taken), rate, memory)

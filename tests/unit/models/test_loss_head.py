@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from ds_recipes.models import loss_head
-from ds_recipes.models.loss_head import LogitTransform, install_loss_head, token_loss_sum
+from ds_recipes.models.loss_head import LogitTransform, install_loss_head, learn_transform, token_loss_sum
 from tests.unit.models.tiny import tiny_model
 
 
@@ -79,6 +79,7 @@ def test_a_models_loss_equals_that_of_its_own_logits(family):
     expected = functional.cross_entropy(logits[target_index].double(), target_ids, reduction="sum")
     names = [name for name, _ in model.named_parameters()]
     install_loss_head(model)
+    learn_transform(model, lambda: model(input_ids, position_ids))
     loss = model(input_ids, position_ids, target_index, target_ids)
     torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
     assert [name for name, _ in model.named_parameters()] == names
