@@ -10,6 +10,7 @@ from ds_recipes.config.async_io import missing_for_async_io
 from ds_recipes.config.checkpoint_settings import RESUME_WORDS
 from ds_recipes.config.data_check import data_files, format_files
 from ds_recipes.config.engine_settings import engine_settings
+from ds_recipes.config.foreign_runs import foreign_runs
 from ds_recipes.config.missing import similar, where_given
 from ds_recipes.config.model_check import check_model, is_folder_name
 from ds_recipes.config.schema import Config
@@ -27,6 +28,7 @@ def check_inputs(config: Config) -> list[str]:
         *format_files(config),
         *check_model(config),
         *_tokenizer(config),
+        *foreign_runs(config),
         *_run_folder(config),
         *_start_folder(config),
         *_resume_path(config),

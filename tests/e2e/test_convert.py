@@ -157,6 +157,15 @@ def test_what_cannot_be_exported_is_named(folder: Path, tmp_path: Path) -> None:
             open_source(tmp_path / "changed.pt", wanted)
 
 
+@pytest.mark.parametrize(
+    "name", ["model.pt", "rank-00000-of-00001.safetensors", "manifest.json", "global_step200/x.pt"]
+)
+def test_a_file_within_a_checkpoint_of_ours_is_not_the_checkpoint(name: str, folder: Path) -> None:
+    checkpoint = folder / "run" / "iter_0000200"
+    with pytest.raises(InputError, match=rf"Pass the checkpoint's folder: --ckpt {checkpoint}$"):
+        open_source(checkpoint / name, Wanted(model=str(folder / "model")))
+
+
 def test_tied_weights_that_were_trained_apart_are_refused(tmp_path: Path) -> None:
     make_nano(tmp_path, tied=True)
     model: Any = LlamaForCausalLM.from_pretrained(tmp_path / "model")

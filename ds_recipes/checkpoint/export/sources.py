@@ -95,7 +95,21 @@ def open_source(path: Path, wanted: Wanted) -> Source:
     """
     if (path / MANIFEST).exists():
         return _open_ours(path, wanted)
+    _refuse_part_of_ours(path)
     return _open_foreign(path, wanted)
+
+
+def _refuse_part_of_ours(path: Path) -> None:
+    """A file of a checkpoint of ours holds a share of the model, or what another program would have put there is asked for.
+
+    Raises:
+        InputError: that is so; the checkpoint is the folder.
+    """
+    folder = next((place for place in list(path.parents)[:2] if (place / MANIFEST).is_file()), None)
+    if folder is not None and not path.is_dir():
+        what = "is a part of a checkpoint" if path.exists() else "there is no such file: the checkpoint's"
+        rest = ", not one by itself" if path.exists() else " weights lie in several files"
+        raise InputError(f"{path}: {what}{rest}. Pass the checkpoint's folder: --ckpt {folder}")
 
 
 def _open_ours(path: Path, wanted: Wanted) -> Source:

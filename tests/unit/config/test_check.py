@@ -253,3 +253,43 @@ def test_state_on_nvme_cannot_be_saved_for_other_programs(here: Path) -> None:
             re.match(r"--checkpoint_format deepspeed \(command line\): zero3\.json has the state on NVMe", line)
             for line in lines
         )
+
+
+FOREIGN = {
+    "Kotoba-Recipes": (
+        "iter_0000100/model.pt",
+        "iter_0000200/model.pt",
+        "iter_0000200/optimizer.pt",
+        "latest_iteration.txt",
+    ),
+    "Megatron-LM": ("iter_0000200/mp_rank_00/model_optim_rng.pt", "latest_checkpointed_iteration.txt"),
+    "DeepSpeed": ("global_step200/mp_rank_00_model_states.pt", "latest"),
+    "torch.distributed.checkpoint": ("step200/.metadata", "step200/__0_0.distcp"),
+    "the Hugging Face Trainer": ("checkpoint-90/trainer_state.json", "checkpoint-200/trainer_state.json"),
+}
+
+
+@pytest.mark.parametrize("program", FOREIGN)
+def test_another_programs_run_is_named_with_how_to_use_its_weights(program: str, here: Path) -> None:
+    """As the folder to begin from, in each of its settings, and as the run folder where its names are those of ours."""
+    for name in FOREIGN[program]:
+        (here / "old" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "old" / name).touch()
+    before = sorted(here.rglob("*"))
+    newest = max((name.split("/")[0] for name in FOREIGN[program] if "/" in name), key=lambda name: (len(name), name))
+    for settings in ({"load_checkpoint_path": "old"}, {"resume": "old"}):
+        first, *others = problems(**settings)
+        assert f"holds checkpoints of {program} (the newest is {newest})" in first, first
+        assert "--model_name" in first and not [other for other in others if "no checkpoint" not in other]
+    both = problems(load_checkpoint_path="old", save_checkpoint_path="old")
+    assert len(both) == 1 and program in both[0]
+    alone = problems(save_checkpoint_path="old")
+    assert len(alone) == newest.startswith("iter_")
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_run_of_ours_beside_another_programs_is_ours(here: Path) -> None:
+    for name in ("iter_0000100/model.pt", "iter_0000200/manifest.json"):
+        (here / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "run" / name).touch()
+    assert problems(load_checkpoint_path="run") == []
