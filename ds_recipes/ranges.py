@@ -148,12 +148,53 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(raw)
 
 
-class SafetensorsFile:
-    """A safetensors file whose tensors can be read by ranges.
+class FileByPosition:
+    """A file whose bytes are read by position, straight into the tensor that asks for them or through a small buffer.
 
-    The bytes are read by position, straight into the tensor that asks for them or through a small buffer. A memory map is
-    no faster, and a file that is cut short or lost on its server meanwhile would end the process with SIGBUS.
+    A memory map is no faster, and a file that is cut short or lost on its server meanwhile would end the process with SIGBUS.
     """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = again(lambda: calls.open_to_read(path))
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def elements_into(self, begin: int, dtype: torch.dtype, out: torch.Tensor) -> None:
+        """Copy elements of `dtype` that lie from byte `begin` on into `out`, converting them.
+
+        Raises:
+            InputError: the file ends before them.
+        """
+        if out.dtype == dtype and out.device.type == "cpu" and out.is_contiguous():
+            self._fill(raw_bytes(out), begin)
+            return
+        step = max(1, COPY_BYTES // dtype.itemsize)
+        buffer = torch.empty(min(step, out.numel()), dtype=dtype)
+        for first in range(0, out.numel(), step):
+            piece = buffer[: out.numel() - first]
+            self._fill(raw_bytes(piece), begin + first * dtype.itemsize)
+            out[first : first + piece.numel()].copy_(piece)
+
+    def bytes_at(self, begin: int, length: int) -> bytes:
+        """So many bytes of the file.
+
+        Raises:
+            InputError: the file ends before them.
+        """
+        data = bytearray(length)
+        self._fill(memoryview(data), begin)
+        return bytes(data)
+
+    def _fill(self, target: memoryview, begin: int) -> None:
+        while target:
+            count = os.preadv(self._descriptor, [target], begin)
+            if not count:
+                raise InputError(f"{self.path}: cut short while it was read: it ends at byte {begin:,}")
+            target, begin = target[count:], begin + count
+
+
+class SafetensorsFile(FileByPosition):
+    """A safetensors file whose tensors can be read by ranges."""
 
     def __init__(self, path: Path) -> None:
         """Open the file and read its header.
@@ -161,9 +202,7 @@ class SafetensorsFile:
         Raises:
             InputError: not a safetensors file, or cut short.
         """
-        self.path = path
-        self._descriptor = again(lambda: calls.open_to_read(path))
-        weakref.finalize(self, os.close, self._descriptor)
+        super().__init__(path)
         self.entries, self.metadata, self._head_bytes = self._read_header()
 
     def read_into(self, name: str, start: int, out: torch.Tensor) -> None:
@@ -177,21 +216,11 @@ class SafetensorsFile:
             raise IndexError(
                 f"{self.path}: {name} has {entry.numel} elements, asked for {start}..{start + out.numel()}"
             )
-        size = entry.dtype.itemsize
-        begin = entry.begin + start * size
-        if out.dtype == entry.dtype and out.device.type == "cpu" and out.is_contiguous():
-            self._fill(raw_bytes(out), begin)
-            return
-        step = max(1, COPY_BYTES // size)
-        buffer = torch.empty(min(step, out.numel()), dtype=entry.dtype)
-        for first in range(0, out.numel(), step):
-            piece = buffer[: out.numel() - first]
-            self._fill(raw_bytes(piece), begin + first * size)
-            out[first : first + piece.numel()].copy_(piece)
+        self.elements_into(entry.begin + start * entry.dtype.itemsize, entry.dtype, out)
 
     def head(self) -> bytes:
         """The file's first bytes, up to the first tensor: the header with its length before it."""
-        return self._bytes(0, self._head_bytes)
+        return self.bytes_at(0, self._head_bytes)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A whole tensor, as a copy."""
@@ -200,28 +229,16 @@ class SafetensorsFile:
         self.read_into(name, 0, out)
         return out.reshape(entry.shape)
 
-    def _bytes(self, begin: int, length: int) -> bytes:
-        data = bytearray(length)
-        self._fill(memoryview(data), begin)
-        return bytes(data)
-
-    def _fill(self, target: memoryview, begin: int) -> None:
-        while target:
-            count = os.preadv(self._descriptor, [target], begin)
-            if not count:
-                raise InputError(f"{self.path}: cut short while it was read: it ends at byte {begin:,}")
-            target, begin = target[count:], begin + count
-
     def _read_header(self) -> tuple[dict[str, Entry], dict[str, str], int]:
         """The entries, the metadata, and the bytes before the first tensor. Nothing large is read or made of a bad one."""
         size = os.fstat(self._descriptor).st_size
-        length = struct.unpack("<Q", self._bytes(0, 8))[0] if size >= 8 else -1
+        length = struct.unpack("<Q", self.bytes_at(0, 8))[0] if size >= 8 else -1
         if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
             raise InputError(
                 f"{self.path}: not a safetensors file, or cut short ({size:,} bytes, header of {length:,})"
             )
         begin = 8 + length
-        table = _bounded_json(self._bytes(8, length), SIGNS_A_TENSOR, self.path)
+        table = _bounded_json(self.bytes_at(8, length), SIGNS_A_TENSOR, self.path)
         try:
             metadata = table.pop("__metadata__", {})
             entries = {name: _entry(fields, begin) for name, fields in table.items()}

@@ -19,9 +19,14 @@ from ds_recipes.checkpoint.load import check_same_model, open_reader
 from ds_recipes.checkpoint.manifest import BUFFERS, MANIFEST, PROBE, RANGES, STATE, Manifest, read_manifest
 from ds_recipes.checkpoint.native import (
     DeepSpeedReader,
+    DistributedReader,
     FullStateReader,
+    OverBase,
+    find_distributed,
     is_deepspeed,
+    lacks_base,
     open_deepspeed,
+    open_distributed,
     open_full_state,
     with_adapters,
 )
@@ -162,8 +167,10 @@ def _verify_before(path: Path, manifest: Manifest, verify: str) -> bool:
 
 def _open_foreign(path: Path, wanted: Wanted) -> Source:
     foreign = _foreign_reader(path, wanted)
-    reader = with_adapters(foreign, wanted.adapter_config, merge=True) if wanted.lora else foreign
-    found = _find_config(path, wanted)
+    over_base = wanted.lora is not None and wanted.model is not None and lacks_base(foreign)
+    found = _find_config(path, wanted, with_weights=over_base)
+    whole = OverBase(foreign, found.initial_weights(CPU)) if over_base else foreign
+    reader = with_adapters(whole, wanted.adapter_config, merge=True) if wanted.lora else foreign
     hf_config, notes = _as_large_as(found.hf_config, reader, wanted)
     skeleton = _skeleton(hf_config, wanted)
     named = ModelNames(reader, skeleton, path)
@@ -174,18 +181,24 @@ def _open_foreign(path: Path, wanted: Wanted) -> Source:
     }
     trained_in = foreign.trained_in or "float32"
     state = {"step": foreign.step, "base_model": wanted.model}
-    kind = "DeepSpeed" if isinstance(foreign, DeepSpeedReader) else "one state_dict"
+    kinds = {DeepSpeedReader: "DeepSpeed", DistributedReader: "torch.distributed.checkpoint"}
+    kind = next((name for made, name in kinds.items() if isinstance(foreign, made)), "one state_dict")
     return Source(path, kind, hf_config, skeleton, named, trained_in, files, None, state, notes, lambda: None)
 
 
-def _foreign_reader(path: Path, wanted: Wanted) -> DeepSpeedReader | FullStateReader:
+Foreign = DeepSpeedReader | DistributedReader | FullStateReader
+
+
+def _foreign_reader(path: Path, wanted: Wanted) -> Foreign:
     """Open another program's checkpoint.
 
     Raises:
         InputError: it has adapters and --lora is not given, or the other way round.
     """
     if is_deepspeed(path):
-        reader: DeepSpeedReader | FullStateReader = open_deepspeed(path, wanted.trust_pickle)
+        reader: Foreign = open_deepspeed(path, wanted.trust_pickle)
+    elif (distributed := find_distributed(path)) is not None:
+        reader = open_distributed(distributed, wanted.trust_pickle)
     else:
         reader = open_full_state(_full_state_file(path), wanted.trust_pickle)
     has_lora = any(".lora_" in name for name in reader.names)
@@ -202,6 +215,10 @@ def _full_state_file(path: Path) -> Path:
     Raises:
         InputError: there is none.
     """
+    if path.suffix == ".distcp":
+        raise InputError(
+            f"{path}: holds one rank's share of a model. Pass the folder that it lies in: --ckpt {path.parent}"
+        )
     if path.is_file():
         return path
     if (path / FULL_STATE).is_file():
@@ -210,7 +227,8 @@ def _full_state_file(path: Path) -> Path:
         raise InputError(f"{path}: there is no such checkpoint")
     hint = " It holds a run: name one of its checkpoints, or pass the folder with --run." if _is_run(path) else ""
     raise InputError(
-        f"{path}: nothing in it can be exported: neither {MANIFEST}, nor files of DeepSpeed, nor {FULL_STATE}.{hint}"
+        f"{path}: nothing in it can be exported: neither {MANIFEST}, nor files of DeepSpeed or "
+        f"torch.distributed.checkpoint, nor {FULL_STATE}.{hint}"
     )
 
 
@@ -218,8 +236,10 @@ def _is_run(path: Path) -> bool:
     return any(re.fullmatch(r"(iter_|checkpoint-)\d+", entry.name) for entry in path.iterdir())
 
 
-def _find_config(path: Path, wanted: Wanted) -> ModelSource:
+def _find_config(path: Path, wanted: Wanted, with_weights: bool) -> ModelSource:
     """The model's config: that of --model, or one that lies in the checkpoint's folder or in the one above it.
+
+    Without `with_weights` the weights of a hub model are left where they are.
 
     Raises:
         InputError: there is none.
@@ -232,7 +252,7 @@ def _find_config(path: Path, wanted: Wanted) -> ModelSource:
             f"{path}: no {CONFIG} lies with it. Name the folder or hub id of the model that was trained with --model."
         )
     try:
-        return find_model(solo(), model, None, 0, wanted.trust_remote_code, with_weights=False)
+        return find_model(solo(), model, None, 0, wanted.trust_remote_code, with_weights)
     except InputError as error:
         raise InputError(str(error).replace("--model_name", "--model")) from error
 

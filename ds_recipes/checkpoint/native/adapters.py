@@ -44,6 +44,52 @@ class _Delta:
     scaling: float
 
 
+def lacks_base(reader: SourceReader) -> bool:
+    """True if a checkpoint holds LoRA and not the weights that it is added to: it was saved without frozen parameters."""
+    plain = _base_names([*reader.names, *reader.tied])
+    return any(
+        match["side"] == "A" and f"{match['module'].removeprefix(WRAPPER)}.weight" not in plain
+        for match in map(MATRIX.fullmatch, reader.names)
+        if match
+    )
+
+
+class OverBase:
+    """A checkpoint without frozen parameters, and the base model's for what it lacks, both under PEFT's names."""
+
+    def __init__(self, reader: SourceReader, base: RangeReader) -> None:
+        self._reader, self._base = reader, base
+        self.folder, self.trained_in, self.step = reader.folder, reader.trained_in, reader.step
+        self.optimizer_step, self.missed_steps = reader.optimizer_step, reader.missed_steps
+        self.tied = reader.tied
+        own = _base_names([*reader.names, *reader.tied])
+        self._of_base = {f"{WRAPPER}{name}": name for name in base.names if name not in own}
+
+    @property
+    def names(self) -> list[str]:
+        return [*self._reader.names, *self._of_base]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        own = self._of_base.get(name)
+        return self._reader.shape(name) if own is None else self._base.shape(own)
+
+    def has(self, kind: str) -> bool:
+        return kind == "fp32"
+
+    @property
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        """The base model's, and in their place those that the checkpoint has."""
+        return {f"{WRAPPER}{name}": buffer for name, buffer in self._base.buffers.items()} | dict(self._reader.buffers)
+
+    def read_into(self, kind: str, name: str, start: int, out: torch.Tensor) -> None:
+        """Copy elements [start, start + out.numel()) of the flattened parameter into `out`, converting its dtype."""
+        own = self._of_base.get(name)
+        if own is None:
+            self._reader.read_into(kind, name, start, out)
+        else:
+            self._base.read_into(kind, own, start, out)
+
+
 def with_adapters(reader: SourceReader, adapter_config: Path | None, merge: bool) -> RangeReader:
     """The reader itself where it holds no LoRA; else the model with LoRA merged, or the adapter under PEFT's names.
 
@@ -171,7 +217,7 @@ class _Merged(_Renamed):
                 if target not in self._sources:
                     raise InputError(
                         f"{reader.folder}: {target} is not in it, so nothing can be merged into it: it was saved without frozen "
-                        "parameters. Export the adapter alone, with --lora adapter."
+                        "parameters. Name the base model's folder with --model, or export the adapter alone, with --lora adapter."
                     )
                 self._deltas[target] = self._delta(match, name, other, settings)
 

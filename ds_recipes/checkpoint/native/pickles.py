@@ -50,8 +50,7 @@ class Inert:
         pass
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
+        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
 
     def __int__(self) -> int:
         """The value of an enumeration's member."""

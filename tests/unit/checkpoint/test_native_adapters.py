@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from ds_recipes.checkpoint.export.wanted import Wanted
+from ds_recipes.checkpoint.export.whole import export
 from ds_recipes.checkpoint.native import open_full_state, with_adapters
 from ds_recipes.errors import InputError
 from ds_recipes.ranges import RangeReader
@@ -165,3 +167,25 @@ def test_without_the_frozen_weights_nothing_is_merged(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"q_proj\.weight is not in it.*--lora adapter"):
         with_adapters(reader, None, merge=True)
     assert len(with_adapters(reader, None, merge=False).names) == 12
+
+
+@pytest.mark.parametrize("name", ["plain", "a head that trains in full", "turned weights"])
+def test_a_checkpoint_without_frozen_parameters_is_merged_into_its_base(name: str, tmp_path: Path) -> None:
+    """As the Trainer saves one with DeepSpeed: the frozen weights come from --model; PEFT says what is right."""
+    trained = train(tmp_path, name)
+    torch.manual_seed(0)
+    trained.make().save_pretrained(tmp_path / "base")
+    state = torch.load(trained.file)
+    learned = {key: value for key, value in state.items() if "lora_" in key or "modules_to_save" in key}
+    torch.save(learned, trained.file)
+    checked = name == "plain"
+    made = export(trained.file, tmp_path / "hf", Wanted(model=str(tmp_path / "base"), lora="merge", load_check=checked))
+    assert made.difference is None if not checked else made.difference is not None and made.difference < 1e-5
+    ours = type(trained.make()).from_pretrained(tmp_path / "hf").eval()
+    with torch.no_grad():
+        assert torch.allclose(ours(IDS).logits, trained.model(IDS).logits, atol=1e-5)
+        assert not torch.allclose(
+            ours(IDS).logits, type(ours).from_pretrained(tmp_path / "base")(IDS).logits, atol=1e-2
+        )
+    with pytest.raises(InputError, match="Name the base model's folder with --model"):
+        with_adapters(open_full_state(trained.file), None, merge=True)

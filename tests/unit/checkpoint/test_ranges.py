@@ -119,7 +119,7 @@ def save_model(folder: Path, name: str = "model.safetensors") -> Path:
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/hostname", "a/b.safetensors", "..", ""])
 def test_an_index_that_leads_outside_is_refused(name: str, tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "model").parent
+    folder = save_model(tmp_path / "model", "part.safetensors").parent
     save_model(tmp_path / "elsewhere", "outside.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
     with pytest.raises(InputError, match="nothing was read"):
