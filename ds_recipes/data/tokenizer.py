@@ -21,8 +21,8 @@ def load_tokenizer(name: str, trust_remote_code: bool, eos_token: str | None = N
     With `eos_token` it needs no EOS token of its own; see `use_eos`.
 
     Raises:
-        InputError: there is no such tokenizer, it has no fast version, no end-of-text (EOS) token, or cannot be loaded as its
-            tokenizer.json says.
+        InputError: there is no such tokenizer, it has no fast version, no end-of-text (EOS) token, reads a text otherwise each
+            time, or cannot be loaded as its tokenizer.json says.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -41,6 +41,7 @@ def load_tokenizer(name: str, trust_remote_code: bool, eos_token: str | None = N
         tokenizer = _load(name, trust_remote_code, offline, advice)
     if not tokenizer.is_fast:
         raise InputError(f"tokenizer {name}: has no fast version (tokenizer.json). Convert it, or use another one.")
+    _refuse_unsteady(tokenizer, name)
     if tokenizer.eos_token_id is None and eos_token is None:
         raise InputError(
             f"tokenizer {name}: has no EOS token, so a model could not learn to stop. Name the token of its vocabulary that "
@@ -135,6 +136,21 @@ def tokens_before(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     text, given = (tokenizer("a", add_special_tokens=adds).input_ids for adds in (False, True))
     start = next((i for i in range(len(given)) if given[i : i + len(text)] == text), 0)
     return tuple(given[:start])
+
+
+def _refuse_unsteady(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer that reads a text otherwise each time, or otherwise than it is read here."""
+    dropout = getattr(tokenizer.backend_tokenizer.model, "dropout", None)
+    if dropout:
+        raise InputError(
+            f"tokenizer {name}: its tokenizer.json has a dropout of {dropout:g}, so a text gets other tokens each time. Set "
+            "dropout in its model section to null."
+        )
+    if tokenizer.split_special_tokens:
+        raise InputError(
+            f"tokenizer {name}: its tokenizer_config.json has split_special_tokens true, so a turn's end in a text would be "
+            "read as letters where the model is used, and as one token here. Set it to false."
+        )
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,11 +1,13 @@
 """Tokenizers are found, checked and named by content; an unknown one costs seconds at most."""
 
 import copy
+import json
 import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -78,6 +80,44 @@ def test_refuses_a_tokenizer_without_eos(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"eos_token"', '"other"'))
     with pytest.raises(InputError, match=r"has no EOS token.* --eos_token"):
         load_tokenizer(str(tmp_path), trust_remote_code=False)
+
+
+@pytest.mark.parametrize(
+    "file, section, change, message",
+    [
+        ("tokenizer.json", "model", {"dropout": 0.1}, r"has a dropout of 0\.1, so a text gets other tokens each time"),
+        ("tokenizer_config.json", None, {"split_special_tokens": True}, "has split_special_tokens true"),
+    ],
+)
+def test_refuses_a_tokenizer_that_reads_a_text_otherwise_each_time_or_elsewhere(
+    tmp_path: Path, file: str, section: str | None, change: dict[str, Any], message: str
+) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / file).read_text())
+    (content if section is None else content[section]).update(change)
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        load_tokenizer(str(tmp_path), trust_remote_code=False)
+    (content if section is None else content[section]).update(dict.fromkeys(change, 0.0 if section else False))
+    (tmp_path / file).write_text(json.dumps(content))
+    load_tokenizer(str(tmp_path), trust_remote_code=False)
+
+
+def test_truncation_and_padding_that_a_file_keeps_have_no_effect(tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    content["padding"] = {
+        "strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 1, "pad_type_id": 0, "pad_token": "</s>",
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    sample = Parts((("the quick brown fox jumps", True),))
+    made = [
+        Encoder.of(tokenizer, 300).encode([Record("a", 1, 0, {})], [sample]).ids.tolist()
+        for tokenizer in (make_tokenizer(), load_tokenizer(str(tmp_path), trust_remote_code=False))
+    ]
+    assert made[0] == made[1] and len(made[0]) > 4
 
 
 @pytest.mark.parametrize("name", ["./none", "/none", "a/b/c"])
