@@ -436,6 +436,8 @@ def page(results: Mapping[str, Result]) -> str:
     import torch
     import transformers
 
+    from tools.tiny_models import causal_types
+
     runs = [f"{engine}/{precision}" for precision in TOLERANCE for engine in ENGINES]
     runs = [run for run in runs if any(run in of_type for of_type in results.values())]
     built = {name: of for name, of in results.items() if not any("not_built" in result for result in of.values())}
@@ -445,8 +447,8 @@ def page(results: Mapping[str, Result]) -> str:
             "# Which models train",
             "",
             f"Written by `tools/model_table.py` with transformers {transformers.__version__} and torch {torch.__version__}, on "
-            f"CPUs. transformers knows {len(results)} types of causal language models; {len(built)} of them build at tiny "
-            f"size, and **{len(good)} train with ZeRO-3 and with FSDP2**.",
+            f"CPUs. transformers knows {len(causal_types())} types of causal language models. Of the {len(results)} that were run "
+            f"here {len(built)} build at tiny size, and **{len(good)} train with ZeRO-3 and with FSDP2**.",
             "",
             "Each is a model of random weights with every kind of layer of its type: two optimizer steps of two ranks through "
             "all that train.py does. *Loss* and *norm*: the first step's loss and gradient norm against plain transformers, "
