@@ -80,17 +80,16 @@ def _not_on_a_cpu(config: Config) -> Iterator[str]:
 def create_engine(config: Config, plan: Plan, source: ModelSource, world: World) -> Engine:
     """Build the sharded model and its optimizer; the weights have no values until `load_shards`. Every rank must call it.
 
-    FSDP2 shards the master weights themselves and casts what it gathers, so its skeleton has their dtype.
+    The skeleton has the dtypes of forward, for both engines.
 
     Raises:
         InputError: the model cannot be built.
     """
     settings = engine_settings(config)
-    is_fsdp = config.run.engine == "fsdp"
-    dtype = getattr(torch, settings.precision.master if is_fsdp else settings.precision.parameters)
+    dtype = getattr(torch, settings.precision.parameters)
     attention = world.check("attention", lambda: choose_attention(config, world.device, source))
     skeleton = world.check("model", lambda: source.skeleton(dtype, attention, world.device))
-    if is_fsdp:
+    if config.run.engine == "fsdp":
         from ds_recipes.engine.fsdp2.step import Fsdp2Engine
 
         return Fsdp2Engine(skeleton, world, plan, config.optimizer, settings)

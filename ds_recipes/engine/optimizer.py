@@ -1,5 +1,6 @@
 """The optimizer of every engine: torch's own, so that no engine has another one's mathematics."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -27,15 +28,17 @@ def make_optimizer(model: Named, decayed: Collection[str], settings: OptimizerCo
     """torch's fused AdamW, or SGD, with weight decay on the parameters that `decayed` names (`models/weight_decay.py`).
 
     The same class serves with and without CPU offload: it needs no compiler, and the mathematics stay the same.
-    DeepSpeed's own DeepSpeedCPUAdam would have to be compiled at the first start.
+    DeepSpeed's own DeepSpeedCPUAdam would have to be compiled at the first start. Parameters of another dtype than most
+    (`models.skeleton.kept_in_float32`) have groups of their own, which come last.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decaying = [parameter for name, parameter in trained if name in decayed]
-    spared = [parameter for name, parameter in trained if name not in decayed]
+    most = Counter(parameter.dtype for _, parameter in trained).most_common(1)[0][0]
+    by_group: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        by_group.setdefault((parameter.dtype != most, name not in decayed), []).append(parameter)
     groups = [
-        {"params": parameters, "weight_decay": decay}
-        for parameters, decay in ((decaying, settings.weight_decay), (spared, 0.0))
-        if parameters
+        {"params": parameters, "weight_decay": 0.0 if is_spared else settings.weight_decay}
+        for (_, is_spared), parameters in sorted(by_group.items(), key=lambda group: group[0])
     ]
     if settings.optimizer_type == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=settings.sgd_momentum)

@@ -7,7 +7,7 @@ Every engine starts from a skeleton, gives it sharded storage of its own, and fi
 import copy
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -102,6 +102,12 @@ def _keep_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
 def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> frozenset[str]:
     """Names of the parameters of a skeleton that are in float32 although it was built in `dtype`: routers, for example."""
     return frozenset(name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32 != dtype)
+
+
+def kept_line(kept: Collection[str]) -> str | None:
+    """How `kept_in_float32` is told: how many, and the ends of their names."""
+    ends = sorted({".".join(name.split(".")[-2:]) for name in kept})
+    return f"{len(kept)} parameters ({', '.join(ends[:3])}{', ...' if len(ends) > 3 else ''})" if kept else None
 
 
 def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -118,7 +118,7 @@ def engine_of(world: World, how: How, loaded: bool = True) -> Fsdp2Engine:
         how.scaling,
     )
     optimizer = OptimizerConfig(optimizer_type=how.optimizer, max_grad_norm=how.clip, weight_decay=0.0)
-    skeleton = source(how).skeleton(getattr(torch, how.master), "sdpa", world.device)
+    skeleton = source(how).skeleton(getattr(torch, how.parameters), "sdpa", world.device)
     engine = Fsdp2Engine(skeleton, world, plan, optimizer, settings)
     if loaded:
         engine.load_shards(source(how).initial_weights(world.device))

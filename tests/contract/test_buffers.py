@@ -60,9 +60,9 @@ def train(engine: Engine, world: World, step: int, vocabulary: int) -> dict[str,
     return {"loss": world.sum([sum(losses)])[0] / targets, "norm": result.grad_norm}
 
 
-def built(world: World, source: ModelSource, case: Case, stage: int, tmp: str) -> Engine:
-    ds = f'{{"zero_optimization": {{"stage": {stage}, "stage3_param_persistence_threshold": 0}}}}'
-    case = replace(case, rows_per_rank=ROWS // world.size // 2, ds=ds)
+def built(world: World, source: ModelSource, case: Case, stage: int, tmp: str, further: str = "{}") -> Engine:
+    ds = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}} | json.loads(further)
+    case = replace(case, rows_per_rank=ROWS // world.size // 2, ds=json.dumps(ds))
     config = settings(case, Path(tmp))
     return create_engine(config, make_plan(config, world.size), source, world)
 

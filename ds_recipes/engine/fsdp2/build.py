@@ -6,7 +6,8 @@ whole while the head runs, also where it is tied to the embedding.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,13 +61,35 @@ def check_precision(precision: Precision) -> None:
         )
 
 
-def shard_model(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device, settings: EngineSettings) -> None:
-    """Put the loss into the head, shard every parameter and give the shards storage.
+def check_kept(kept: Collection[str], precision: Precision) -> None:
+    """Refuse parameters that stay in float32 where their master weights would not.
+
+    Raises:
+        ConfigError: that is what the JSON asks for.
+    """
+    if kept and precision.master != "float32":
+        raise ConfigError(
+            [
+                f"{min(kept)} and {len(kept) - 1} more parameters of this model stay in float32, as transformers keeps them, and "
+                f"the JSON asks for master weights in {precision.master}: leave bf16_master_weights_and_grads out"
+            ]
+        )
+
+
+def shard_model(
+    model: PreTrainedModel, mesh: DeviceMesh, device: torch.device, settings: EngineSettings, kept: Collection[str]
+) -> None:
+    """Put the loss into the head, shard every parameter and give the shards storage, in the master weights' dtype.
+
+    `kept` are the names of the parameters that forward has in float32, whatever the others' dtype.
 
     Raises:
         InputError: a parameter that FSDP2 cannot shard.
     """
     check_shardable(model)
+    homes = {(id(model.get_submodule(path)), key) for path, _, key in (name.rpartition(".") for name in kept)}
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, settings.precision.master))
     install_loss_head(model)
     model.train()
     policy = mixed_precision(settings.precision)
@@ -81,6 +104,8 @@ def shard_model(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device, 
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # a factor alone takes PREMUL_SUM, which gloo lacks
         reduce_unused(module)
+        if homes:
+            keep_in_float32(module, homes, policy)
     give_storage(model, torch.device("cpu") if isinstance(offload, CPUOffloadPolicy) else device)
 
 
@@ -135,6 +160,43 @@ def _watch_group(group: Any, names: Mapping[tuple[int, str], str], usage: Usage)
         reduce(*unused)
 
     group.post_backward = post_backward
+
+
+def keep_in_float32(module: FSDPModule, homes: Collection[tuple[int, str]], policy: MixedPrecisionPolicy) -> None:
+    """Let parameters be gathered in float32 among others of lower precision, by (module's id, own name).
+
+    FSDP2 casts by parameter and gathers mixed dtypes as bytes, but takes one dtype for all from the policy, and wants all
+    gradients of a group in one: they are brought to that of the reduction, zeros for parameters without one too.
+    """
+    group: Any = module._get_fsdp_state()._fsdp_param_group
+    if group is None:
+        return
+    mine = [one for one in group.fsdp_params if (id(one._module_info.module), one._module_info.param_name) in homes]
+    if not mine:
+        return
+    for one in mine:
+        one.init_dtype_attrs = partial(_init_in_float32, one, one.init_dtype_attrs)
+    reduce, reduced_in = group.post_backward, policy.reduce_dtype or policy.param_dtype
+
+    def post_backward(*unused: Any) -> None:
+        for one in group.fsdp_params:
+            whole = getattr(one, "_unsharded_param", None)
+            if whole is None or not whole.requires_grad or one.unsharded_accumulated_grad is not None:
+                continue
+            gradient, whole.grad = whole.grad, None
+            one.unsharded_accumulated_grad = (
+                torch.zeros_like(whole, dtype=reduced_in, requires_grad=False)
+                if gradient is None
+                else gradient.to(reduced_in)
+            )
+        reduce(*unused)
+
+    group.post_backward = post_backward
+
+
+def _init_in_float32(one: Any, init: Callable[[Any], None], policy: Any) -> None:
+    init(policy)
+    one.param_dtype = None  # as it is sharded
 
 
 def check_shardable(model: PreTrainedModel) -> None:

@@ -17,6 +17,7 @@ from ds_recipes.engine.activations import ActivationRecord, install_checkpointin
 from ds_recipes.engine.base import Engine, Shard, StepResult, weighted
 from ds_recipes.engine.buffers import SavedBuffers
 from ds_recipes.engine.fsdp2.build import (
+    check_kept,
     check_precision,
     make_mesh,
     mixed_precision,
@@ -30,6 +31,7 @@ from ds_recipes.engine.inputs import model_inputs
 from ds_recipes.engine.loss_scale import LossScaler
 from ds_recipes.engine.optimizer import make_optimizer, moments_in
 from ds_recipes.engine.unused import Usage
+from ds_recipes.models.skeleton import kept_in_float32, kept_line
 from ds_recipes.models.weight_decay import decayed_names
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
@@ -53,9 +55,11 @@ class Fsdp2Engine(Engine):
         self._max_grad_norm = optimizer.max_grad_norm
         decayed = decayed_names(skeleton)
         check_precision(settings.precision)
+        self._kept = kept_in_float32(skeleton, getattr(torch, settings.precision.parameters))
+        check_kept(self._kept, settings.precision)
         mesh = world.check("sharding", lambda: make_mesh(world, settings.sharding.group_size))
         self.activations = world.check("activation checkpointing", lambda: self._checkpoint_activations(skeleton))
-        world.check("sharding", lambda: shard_model(skeleton, mesh, world.device, settings))
+        world.check("sharding", lambda: shard_model(skeleton, mesh, world.device, settings, self._kept))
         self.model = skeleton
         self._modules = sharded_modules(skeleton)
         self._root = self._modules[0]
@@ -221,6 +225,7 @@ class Fsdp2Engine(Engine):
             "optimizer": type(self._optimizer).__name__,
             "optimizer_device": self._local.device.type,
             "parameters": _name(policy.param_dtype),
+            "kept_in_float32": kept_line(self._kept),
             "master": _name(self._local.master_dtype),
             "moments": _name(self._local.moments_dtype),
             "gradient_accumulation": _name(self._local.master_dtype),

@@ -7,7 +7,7 @@ random initialisation or from a checkpoint alike.
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import deepspeed
@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ds_recipes.config.engine_settings import EngineSettings
+from ds_recipes.engine.zero3.kept_dtypes import in_float32
 from ds_recipes.models.loss_head import install_loss_head
 
 
@@ -67,8 +68,10 @@ def place_model(
         _replace_parameters(model, lambda meta: _empty(meta, device))
 
 
-def start_deepspeed(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ds_json: Mapping[str, Any]) -> Any:
-    """`deepspeed.initialize`, with the buffers' dtypes kept: DeepSpeed casts a whole module, rotary frequencies too."""
+def start_deepspeed(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, ds_json: Mapping[str, Any], kept: Collection[str]
+) -> Any:
+    """`deepspeed.initialize`, with the dtypes of buffers and of the parameters `kept`: DeepSpeed casts a whole module."""
     buffers = {
         (module, name): buffer for module in model.modules() for name, buffer in module.named_buffers(recurse=False)
     }
@@ -76,7 +79,10 @@ def start_deepspeed(model: PreTrainedModel, optimizer: torch.optim.Optimizer, ds
     bf16_optimizer.see_memory_usage = bf16_optimizer.print_rank_0 = _say_nothing  # it prints pages at each start
     _import_muon()
     torch_autocast.TORCH_AUTOCAST_INITIALIZED = False  # of the process: an engine before this one may have set it
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(ds_json), dist_init_required=False)
+    with in_float32(model, kept):
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=dict(ds_json), dist_init_required=False
+        )
     for (module, name), buffer in buffers.items():
         module._buffers[name] = buffer.to(engine.device)
     return engine

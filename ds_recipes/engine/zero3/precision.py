@@ -1,5 +1,6 @@
 """The dtypes that DeepSpeed really uses, read from what it built."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ def real_precision(deepspeed_engine: Any, model: nn.Module) -> Precision:
     is_bf16 = isinstance(zero, BF16_Optimizer)
     master = torch.float32 if is_bf16 else zero.master_weights_and_grads_dtype
     return Precision(
-        parameters=name(trained[0].dtype),
+        parameters=name(Counter(parameter.dtype for parameter in trained).most_common(1)[0][0]),
         master=name(master),
         moments=name(moments_dtype(zero.optimizer, master)),
         gradient_accumulation=name(zero.grad_acc_dtype if is_bf16 else zero.gradient_accumulation_dtype),

@@ -25,6 +25,7 @@ from ds_recipes.engine.unused import Usage
 from ds_recipes.engine.zero3 import scaler
 from ds_recipes.engine.zero3.build import place_model, share_offloaded_gradients, start_deepspeed
 from ds_recipes.engine.zero3.experts import give_every_expert_a_gradient
+from ds_recipes.engine.zero3.kept_dtypes import check_kept
 from ds_recipes.engine.zero3.leaf import leaf_class_names, mark_expert_blocks, without_leaf_hooks
 from ds_recipes.engine.zero3.local_state import LocalState
 from ds_recipes.engine.zero3.low_stages import LowStageState, forget_gradients
@@ -34,6 +35,7 @@ from ds_recipes.engine.zero3.placement import clear_placement, prepare_placement
 from ds_recipes.engine.zero3.precision import real_precision
 from ds_recipes.engine.zero3.state import State
 from ds_recipes.engine.zero3.unused import PartwiseSteps, check_used_alike, forget_old_gradients, watch_gradients
+from ds_recipes.models.skeleton import kept_in_float32, kept_line
 from ds_recipes.models.weight_decay import decayed_names
 from ds_recipes.ranges import RangeReader
 from ds_recipes.world.group import World
@@ -70,11 +72,13 @@ class ZeroEngine(Engine):
         self.activations = world.check(
             "activation checkpointing", lambda: self._checkpoint_activations(skeleton, settings)
         )
+        self._kept = kept_in_float32(skeleton, getattr(torch, settings.precision.parameters))
+        check_kept(self._kept, settings, ds_json)
         place_model(skeleton, ds_json, settings, world.device)
         self.model = skeleton
         self._buffers = SavedBuffers(skeleton, world, computes_again=self.activations is not None)
         torch_optimizer = make_optimizer(skeleton, decayed, optimizer)
-        self._deepspeed = start_deepspeed(skeleton, torch_optimizer, ds_json)
+        self._deepspeed = start_deepspeed(skeleton, torch_optimizer, ds_json, self._kept)
         self._zero = self._deepspeed.optimizer
         self.usage = Usage([name for name, parameter in skeleton.named_parameters() if parameter.requires_grad])
         watch_gradients(skeleton, self.usage)
@@ -246,6 +250,7 @@ class ZeroEngine(Engine):
             **asdict(real_precision(self._deepspeed, self.model)),
             "attention": self.attention,
             "activations": None if self.activations is None else str(self.activations),
+            "kept_in_float32": kept_line(self._kept),
             "leaf_modules": ", ".join(leaf_class_names(self.model)) or None,
         }
 
