@@ -1,6 +1,7 @@
 """A block of the model, and what the engines' sharding asks of it when it is computed again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -8,6 +9,9 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+COMPUTED_AGAIN = -1
+"""Noted in a parameter beside the ids of the modules that are using it; DeepSpeed's begin at 0."""
 
 
 class Block:
@@ -32,7 +36,8 @@ class Block:
         """
         module = self.module
         if self.zero3_parameters:
-            return self.call(*args, **kwargs)
+            with self._gathered_for_backward():
+                return self.call(*args, **kwargs)
         if not isinstance(module, FSDPModule):
             return module.forward(*args, **kwargs)
         was_sharded = isinstance(next(module.parameters(), None), DTensor)
@@ -41,6 +46,27 @@ class Block:
         if was_sharded and let_go:
             module.reshard()
         return outputs
+
+    @contextmanager
+    def _gathered_for_backward(self) -> Iterator[None]:
+        """Keep what ZeRO-3 has gathered for this block's own backward, which the hooks after a forward would release.
+
+        Those are the parameters that the block uses without the forward of a module of their own: its direct ones, those of
+        modules of which it calls other methods (DeepSpeed's external parameters; Gemma 3n's AltUp), all of a leaf. A parameter is
+        released once no module is noted in its `ds_active_sub_modules`.
+        """
+        own: Any = getattr(self.module, "ds_id", None)
+        external = getattr(self.module, "_external_params", {}).values()
+        noted: list[Any] = [getattr(p, "ds_active_sub_modules", set()) for p in (*self.zero3_parameters, *external)]
+        kept = [active for active in noted if own in active]
+        for active in kept:
+            active.add(COMPUTED_AGAIN)
+        try:
+            yield
+        finally:
+            for active in kept:
+                active.discard(COMPUTED_AGAIN)
+                active.add(own)
 
     def saved(self, tensor: torch.Tensor) -> "torch.Tensor | ParameterView":
         """What to hold of a tensor that autograd saves in it."""
