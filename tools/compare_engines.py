@@ -4,7 +4,8 @@
     mpirun -np 8 python tools/compare_engines.py --use_mpi --config run.yaml          # or any other launcher
 
 Takes the settings of train.py. Trains the first steps of the run with each engine, one after the other, on the same
-batches from the same initial weights, and prints losses, gradient norms, tokens per second and memory side by side.
+batches from the same initial weights, and prints losses, gradient norms, tokens per second and memory side by side, and
+how far apart the weights are after the last step: as a whole, and whether one engine has changed what the other has left alone.
 Exit status: 0 they agree, 1 they do not (the bound is printed), 2 the settings are wrong. Checkpoints are neither read
 nor written, and the run folder is left alone.
 """

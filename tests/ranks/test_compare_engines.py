@@ -40,6 +40,15 @@ def averaged(argv: Sequence[str]) -> int:
     return sabotaged(lambda scale, engine: scale / engine._world.size, argv)
 
 
+def faster(argv: Sequence[str]) -> int:
+    """The tool with an FSDP2 engine that takes longer steps than it is told to."""
+    from ds_recipes.engine.fsdp2.step import Fsdp2Engine
+
+    plain = Fsdp2Engine.update
+    Fsdp2Engine.update = lambda engine, lr: plain(engine, 1.01 * lr)  # type: ignore[method-assign]
+    return honest(argv)
+
+
 def without_deepspeed(argv: Sequence[str]) -> int:
     import sys
 
@@ -81,6 +90,15 @@ def test_a_wrong_gradient_is_found_though_adam_hides_it(
     assert tree["verdict"]["loss_difference"] < 1e-4, (
         "the losses alone would have told: the test shows less than it says"
     )
+
+
+def test_weights_that_go_another_way_are_found_before_the_losses_tell(nano: Path, tmp_path: Path) -> None:
+    output = tmp_path / "it.json"
+    ended = launch(nano, tmp_path, "--lr", "1e-6", "--output", str(output), program=faster)
+    assert ended.statuses == (1, 1), ended.text
+    (line,) = [line for line in ended.text.splitlines() if line.startswith("- ")]
+    assert "the weights are 9.9e-03 of their way apart after the last step, where 1.0e-03 is allowed" in line
+    assert json.loads(output.read_text())["verdict"]["loss_difference"] < 1e-5
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_training(nano: Path, tmp_path: Path) -> None:

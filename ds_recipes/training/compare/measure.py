@@ -1,10 +1,11 @@
 """Train the first steps of a run with one engine, from the initial weights, and note what can be compared."""
 
 import gc
+import math
 import time
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -50,6 +51,9 @@ class Measured:
     steps: tuple[Step, ...]
     tokens_per_sec: float | None  # all ranks, without padding; None for a run that is all warm-up
     memory_gib: float  # the most of all ranks: a GPU's as torch allocated it, else the process's resident memory
+    updates: Mapping[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # this rank's slice of all steps' change of each parameter
 
 
 def measure(config: Config, plan: Plan, inputs: Inputs, world: World, steps: int, perturbed: bool = False) -> Measured:
@@ -68,7 +72,8 @@ def measure(config: Config, plan: Plan, inputs: Inputs, world: World, steps: int
         check_loss_head(engine, inputs.source, config.run.precision)
         taken, rate = _train(engine, Stream(inputs.data.corpus, plan, world.rank), plan, world, steps)
         (memory,) = world.max([peak_memory_gib(world.device)])
-        return Measured(config.run.engine, engine.describe(), tuple(taken), rate, memory)
+        updates = _updates(engine, start, world)
+        return Measured(config.run.engine, engine.describe(), tuple(taken), rate, memory, updates)
     finally:
         engine.close()
         del engine
@@ -96,6 +101,39 @@ def _train(engine: Engine, stream: Stream, plan: Plan, world: World, steps: int)
         tokens += step_tokens
         taken.append(Step(loss_sum / targets, result.grad_norm, result.applied, result.loss_scale, lr))
     return taken, tokens / (time.monotonic() - started) if steps > WARMUP_STEPS else None
+
+
+@torch.no_grad()
+def _updates(engine: Engine, start: RangeReader, world: World) -> dict[str, torch.Tensor]:
+    """What the steps have changed, in float32 on the host: of each parameter the same slice on this rank with any engine."""
+    updates = {}
+    for name, weight in engine.weights():
+        length = -(-weight.numel() // world.size)
+        first = min(world.rank * length, weight.numel())
+        own = weight.reshape(-1)[first : first + length].to("cpu", torch.float32)
+        before = torch.empty_like(own)
+        start.read_into("fp32", name, first, before)
+        updates[name] = own - before
+    return updates
+
+
+@dataclass(frozen=True)
+class Moved:
+    """L2 norms over all ranks of one parameter's changes: by one engine, by the other, and of their difference."""
+
+    one: float
+    other: float
+    apart: float
+
+
+def moved(one: Measured, other: Measured, world: World) -> dict[str, Moved]:
+    """How far each parameter has gone with two engines, by name. Collective."""
+    squares = []
+    for name, mine in one.updates.items():
+        theirs = other.updates[name]
+        squares += [float(each.double().square().sum()) for each in (mine, theirs, mine - theirs)]
+    norms = [math.sqrt(square) for square in world.sum(squares)]
+    return {name: Moved(*norms[3 * number : 3 * number + 3]) for number, name in enumerate(one.updates)}
 
 
 def _total(group: Sequence[object], name: str) -> int:

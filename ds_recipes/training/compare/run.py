@@ -8,7 +8,7 @@ from ds_recipes.config.plan import make_plan
 from ds_recipes.config.schema import Config
 from ds_recipes.engine.create import check_device
 from ds_recipes.errors import InputError
-from ds_recipes.training.compare.measure import measure
+from ds_recipes.training.compare.measure import measure, moved
 from ds_recipes.training.compare.show import lines, write_json
 from ds_recipes.training.compare.verdict import compare, needs_own_distance
 from ds_recipes.training.inputs import read_inputs, read_model
@@ -40,11 +40,12 @@ def compare_on(world: World, configs: Sequence[Config], steps: int, output: Path
         say(f"{config.run.engine}: {steps} steps of {plan.global_rows} rows, ranks: {world.size}")
         measured.append(measure(config, plan, inputs, world, steps))
     one, other = measured
-    again = None
+    weights, again, own_weights = moved(one, other, world), None, None
     if needs_own_distance(plan.lr):
         say(f"{one.engine} once more, begun with a rounding error, to see how far that alone leads")
         again = measure(configs[0], plan, inputs, world, steps, perturbed=True)
-    verdict = compare(one, other, configs[0].run.precision, plan.lr, again)
+        own_weights = moved(one, again, world)
+    verdict = compare(one, other, configs[0].run.precision, plan.lr, weights, again, own_weights)
     for line in lines(one, other, verdict, on_gpu=world.device.type == "cuda"):
         say(line)
     if output is not None and world.rank == 0:

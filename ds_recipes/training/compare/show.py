@@ -24,6 +24,8 @@ def lines(one: Measured, other: Measured, verdict: Verdict, on_gpu: bool) -> lis
         f"{verdict.loss_bound:.1e}, for {verdict.bound_from})",
         f"gradient norms: {verdict.first_norm_difference:.1e} apart at step 1, from the same weights (allowed: "
         f"{verdict.first_norm_bound:.0e}); at most {verdict.largest_norm_difference:.1e} later, relative",
+        f"weights: {verdict.weight_difference:.1e} of their way apart after the last step (allowed: {verdict.weight_bound:.1e}), "
+        f"most in {verdict.farthest}",
         "",
         *(f"- {reason}" for reason in verdict.reasons),
         "the engines agree" if verdict.agree else "THE ENGINES DO NOT AGREE",
@@ -74,7 +76,7 @@ def write_json(path: Path, one: Measured, other: Measured, verdict: Verdict, wor
         "agree": verdict.agree,
         "world_size": world_size,
         "verdict": dataclasses.asdict(verdict),
-        "engines": [dataclasses.asdict(one), dataclasses.asdict(other)],
+        "engines": [dataclasses.asdict(dataclasses.replace(each, updates={})) for each in (one, other)],
         "versions": versions(),
     }
     replace_file(path, (json.dumps(tree, indent=2) + "\n").encode())

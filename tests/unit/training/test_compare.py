@@ -12,9 +12,10 @@ import torch
 
 from ds_recipes.errors import ConfigError
 from ds_recipes.training.compare.asked import Asked, read_asked
-from ds_recipes.training.compare.measure import Measured, Perturbed, Step
+from ds_recipes.training.compare.measure import Measured, Moved, Perturbed, Step, moved
 from ds_recipes.training.compare.show import lines, write_json
 from ds_recipes.training.compare.verdict import Verdict, compare
+from ds_recipes.world.group import solo
 from tests.contract.engines import GivenWeights
 
 
@@ -25,10 +26,11 @@ def run(engine: str, losses: Sequence[float], **changed: Any) -> Measured:
 
 LOSSES = (6.0, 5.0, 4.0)
 ONE = run("deepspeed", LOSSES)
+WEIGHTS = {"a.weight": Moved(1.0, 1.0, 1e-4), "b.bias": Moved(0.0, 0.0, 0.0)}
 
 
 def judged(other: Measured, precision: str = "fp32", lr: float = 1e-4, again: Measured | None = None) -> Verdict:
-    return compare(ONE, other, precision, lr, again)
+    return compare(ONE, other, precision, lr, WEIGHTS, again)
 
 
 def test_equal_runs_agree_and_the_largest_difference_is_named() -> None:
@@ -69,7 +71,7 @@ def test_what_is_not_finite_and_what_one_engine_alone_skips_is_found() -> None:
     )
     scaled = tuple(replace(step, applied=False, loss_scale=65536.0) for step in ONE.steps)
     both = [run(engine, LOSSES, steps=scaled) for engine in ("deepspeed", "fsdp")]
-    assert compare(*both, "fp16", 1e-4).agree, "both overflow alike"
+    assert compare(*both, "fp16", 1e-4, WEIGHTS).agree, "both overflow alike"
 
 
 def test_it_is_shown_side_by_side_and_written_as_json(tmp_path: Path) -> None:
@@ -126,3 +128,26 @@ def test_a_rounding_error_is_small_and_the_same_in_any_slice() -> None:
     assert torch.equal(whole[450:750], part) and not torch.equal(whole, exact)
     error = (whole.double() - exact.double()) / exact.double()
     assert 5e-8 < float(error.square().mean().sqrt()) < 2e-7
+
+
+def test_weights_that_one_engine_alone_changes_are_found_though_the_losses_agree() -> None:
+    other = run("fsdp", LOSSES)
+    verdict = compare(ONE, other, "fp32", 1e-4, WEIGHTS | {"tower.weight": Moved(1e-6, 0.0, 1e-6)})
+    assert verdict.reasons == ("deepspeed has changed tower.weight, which fsdp has left alone",)
+    verdict = compare(ONE, other, "fp32", 1e-4, WEIGHTS | {"tower.weight": Moved(0.0, 1e-6, 1e-6)})
+    assert verdict.reasons == ("fsdp has changed tower.weight, which deepspeed has left alone",)
+
+
+def test_weights_that_went_another_way_are_found() -> None:
+    far = {"a.weight": Moved(1.0, 1.0, 0.3), "b.weight": Moved(1.0, 1.0, 0.0)}
+    verdict = compare(ONE, run("fsdp", LOSSES), "fp32", 1e-4, far)
+    assert not verdict.agree and "the weights are 2.1e-01 of their way apart" in verdict.reasons[0]
+    assert verdict.farthest == "a.weight"
+    own = {"a.weight": Moved(1.0, 1.0, 0.2), "b.weight": Moved(1.0, 1.0, 0.0)}
+    assert compare(ONE, run("fsdp", LOSSES), "fp32", 1e-3, far, ONE, own).agree, "as far as rounding alone leads"
+
+
+def test_ways_are_norms_of_the_changes() -> None:
+    one = run("deepspeed", LOSSES, updates={"a": torch.tensor([3.0, 0.0]), "b": torch.zeros(1)})
+    other = run("fsdp", LOSSES, updates={"a": torch.tensor([0.0, 4.0]), "b": torch.ones(1)})
+    assert moved(one, other, solo()) == {"a": Moved(3.0, 4.0, 5.0), "b": Moved(0.0, 1.0, 1.0)}
