@@ -238,17 +238,22 @@ def install_loss_head(model: PreTrainedModel) -> None:
     _check_head(model, head)
     loss_head = LossHead(head)
     native_model, accepted = model.forward, _accepted_names(model)
+    counts_itself = any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules())
 
     def model_forward(
         _: nn.Module,
         input_ids: torch.Tensor,  # [rows, context]
-        position_ids: torch.Tensor,  # [rows, context]
+        position_ids: torch.Tensor | None = None,  # [rows, context]; None: as the model counts them
         target_index: torch.Tensor | None = None,  # [targets]
         target_ids: torch.Tensor | None = None,  # [targets]
         **attention: Any,
     ) -> torch.Tensor:
         arguments = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False, **attention}
         arguments = {name: value for name, value in arguments.items() if accepted is None or name in accepted}
+        if (
+            counts_itself or position_ids is None
+        ):  # from its padding id on, as RoBERTa does: other positions would be another model's
+            arguments.pop("position_ids", None)
         if target_ids is None:
             logits: torch.Tensor = native_model(**arguments).logits
             return logits

@@ -12,6 +12,7 @@ from ds_recipes.checkpoint.load import Found
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
 from ds_recipes.engine.base import Engine
+from ds_recipes.models.attention import rope_note
 from ds_recipes.models.weight_decay import Decay, weight_decay_of
 from ds_recipes.training.inputs import Inputs
 from ds_recipes.training.launch import Launch
@@ -31,6 +32,9 @@ def announce_inputs(config: Config, launch: Launch, plan: Plan, inputs: Inputs) 
         launch.say(f"validation data: {line}")
     for note in inputs.notes:
         launch.say(f"note: {note}")
+    rope = rope_note(inputs.source.hf_config, plan.context_size)
+    if rope is not None:
+        launch.say(f"warning: {rope}")
     launch.say(
         f"a step: {plan.global_rows} rows of {plan.context_size} tokens = {plan.world_size} ranks x {plan.micro_steps} "
         f"micro-steps x {plan.rows_per_rank} rows; {plan.total_steps} steps"

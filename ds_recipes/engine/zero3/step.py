@@ -181,9 +181,8 @@ class ZeroEngine(Engine):
         """Float32 logits [rows, context, vocabulary] of the model's own forward, one document a row."""
         self.model.eval()
         input_ids = input_ids.to(self._world.device)
-        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         with self._buffers.unchanged():
-            logits: torch.Tensor = self._deepspeed(input_ids=input_ids, position_ids=position_ids)
+            logits: torch.Tensor = self._deepspeed(input_ids=input_ids)
         self.model.train()
         self._drop_recording()
         return logits.float()

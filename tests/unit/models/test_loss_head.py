@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ds_recipes.models import loss_head
 from ds_recipes.models.loss_head import LogitTransform, install_loss_head, learn_transform, token_loss_sum
@@ -84,3 +85,18 @@ def test_a_models_loss_equals_that_of_its_own_logits(family):
     torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
     assert [name for name, _ in model.named_parameters()] == names
     torch.testing.assert_close(model(input_ids, position_ids).flatten(0, 1), logits)
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "data2vec-text", "camembert", "xlm-roberta"])
+def test_models_that_count_positions_from_their_padding_id_keep_to_that(model_type):
+    """transformers' own forward without position ids is what an exported model computes."""
+    torch.manual_seed(0)
+    small = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 1}
+    config = AutoConfig.for_model(
+        model_type, **small, intermediate_size=48, is_decoder=True, max_position_embeddings=64
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    input_ids = torch.arange(3, 15)[None]
+    expected = model(input_ids=input_ids).logits
+    install_loss_head(model)
+    torch.testing.assert_close(model(input_ids, torch.arange(12)[None]), expected)
