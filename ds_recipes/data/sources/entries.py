@@ -59,6 +59,11 @@ class ByteEntries:
     def __len__(self) -> int:
         return len(self._layout.starts)
 
+    @property
+    def content_bytes(self) -> int:
+        """From the first entry to the end of the last, unpacked."""
+        return int(self._layout.ends[-1] - self._layout.starts[0])
+
     def line(self, entry: int) -> int:
         return entry + 1 if self._layout.lines is None else int(self._layout.lines[entry])
 

@@ -141,7 +141,7 @@ class PartMaker:
                 yield encoded, bad, 0, Counter()
             return
         for batch in read_batches(self._files.source(piece.file), piece, self._format, task.skip_bad, go_on):
-            encoded = task.encoder.encode(batch.records, batch.samples)
+            encoded = task.encoder.encode(batch.records, batch.samples, lambda characters: _check(go_on))
             yield (
                 encoded,
                 sorted([*batch.bad, *encoded.bad], key=lambda one: one.entry),
@@ -182,6 +182,12 @@ def read_batches(
             yield batch
             batch = _Batch()
     yield batch
+
+
+def _check(go_on: Callable[[], bool]) -> None:
+    """Asked from window to window of a long text too, which may take minutes."""
+    if not go_on():
+        raise Stopped
 
 
 def _characters(sample: Sample) -> int:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from ds_recipes.data.formats.remarks import Counts
-from ds_recipes.data.index.raw import compression_of
+from ds_recipes.data.sources.entries import ByteEntries
 from ds_recipes.data.tokens.files import DataFile, OpenFiles
 
-# With any change to how data are cut, VERSION in store.py goes up.
+# A part that was cut otherwise is told by its slices and made again; a whole store knows its own parts.
 
 LEAST_BYTES, MOST_BYTES, MOST_PARTS = 2 << 20, 16 << 20, 1024
 """A part has about this much of the source, so that all workers are busy and little is lost by a kill. There are at most
@@ -29,7 +29,7 @@ about so many parts; of a larger corpus they are larger."""
 
 PARTS_OF_SMALL = 64  # a corpus that gives fewer parts of MOST_BYTES is cut into about so many
 
-UNPACKED = {".parquet": 4, "gzip": 4, "zstd": 4}  # bytes of text in a byte of such a file, roughly
+UNPACKED = {".parquet": 4}  # bytes of text in a byte of such a file, roughly
 BYTES_PER_ENTRY = 2000  # where a source has no size of its own
 BYTES_PER_TOKEN = 2
 
@@ -105,10 +105,12 @@ def _work_bytes(opened: OpenFiles, number: int) -> int:
     file = opened.files[number]
     if file.holds_tokens:
         return BYTES_PER_TOKEN * int(opened.token_file(number).lengths.sum())
-    place = file.place
+    place, source = file.place, opened.entries(number)
     if not isinstance(place, Path) or place.is_dir():
-        return BYTES_PER_ENTRY * len(opened.entries(number))
-    return place.stat().st_size * UNPACKED.get(compression_of(place) or place.suffix, 1)
+        return BYTES_PER_ENTRY * len(source)
+    if isinstance(source, ByteEntries) and not source.random_access:  # how much a byte unpacks to differs a hundredfold
+        return source.content_bytes
+    return place.stat().st_size * UNPACKED.get(place.suffix, 1)
 
 
 def part_folder(store: Path, number: int) -> Path:
