@@ -81,7 +81,14 @@ def _used_parameters(skeleton: nn.Module, config: PretrainedConfig) -> Iterator[
 
 
 def _attention_width(config: PretrainedConfig) -> float:
-    """Heads x head size, 0 without attention. Where keys and values differ in size (DeepSeek) their mean counts."""
+    """Heads x head size, 0 without attention, the mean of layers that differ (Gemma 4)."""
+    layers = list(getattr(config, "per_layer_config", None) or ())
+    widths = [_width_of_layer(layer) for layer in layers] or [_width_of_layer(config)]
+    return sum(widths) / len(widths)
+
+
+def _width_of_layer(config: PretrainedConfig) -> float:
+    """Where keys and values differ in size (DeepSeek) their mean counts."""
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         return 0.0

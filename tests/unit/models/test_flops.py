@@ -103,3 +103,13 @@ def test_llama2_7b_by_hand() -> None:
     flops = count_flops(skeleton)
     assert flops.matmul_parameters == 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32000 * 4096
     assert flops.per_token(4096) == 6 * flops.matmul_parameters + 12 * 32 * 4096 * 4096
+
+
+def test_layers_that_differ_count_by_their_mean():
+    from tools.tiny_models import tiny_config
+
+    config = tiny_config("gemma4_text")
+    widths = [layer.num_attention_heads * layer.head_dim for layer in config.per_layer_config]
+    skeleton = build_skeleton(config, torch.float32, "eager", torch.device("cpu"), False)
+    assert len(set(widths)) > 1
+    assert count_flops(skeleton).attention_width == sum(widths) / len(widths)
