@@ -5,10 +5,11 @@
     python tools/convert_to_hf.py --ckpt model.pt --model FOLDER_OR_HUB_ID --out DIR
     python tools/convert_to_hf.py --run RUN --start 600 --end 800 --increment 200 --jobs 2 --out DIR
 
-A checkpoint is one of ours, a folder that DeepSpeed wrote in any program, or a file that holds a whole state_dict. The
-weights are streamed, so memory does not grow with the model. Then the folder is loaded in a fresh process with plain
-transformers, and its logits are compared; only a folder that passes gets its name. Started by mpirun, srun or torchrun, the
-ranks share the checkpoints of a run; a single checkpoint is rank 0's alone. docs/export.md says more.
+A checkpoint is one of ours, a folder that DeepSpeed or torch.distributed.checkpoint (FSDP's sharded states) wrote in any
+program, or a file that holds a whole state_dict. The weights are streamed, so memory does not grow with the model. Then the
+folder is loaded in a fresh process with plain transformers, and its logits are compared; only a folder that passes gets its
+name. Started by mpirun, srun or torchrun, the ranks share the checkpoints of a run; a single checkpoint is rank 0's alone.
+docs/export.md says more.
 """
 
 import argparse
