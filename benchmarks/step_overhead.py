@@ -124,11 +124,11 @@ class Alternating(Stream):
     """
 
     def __init__(self, run: Run, peers: dict[str, BareLoop], turn: int) -> None:
-        rank, seed = run.world.rank, run.config.run.seed
-        super().__init__(run.dataset, run.plan, seed, rank, num_workers=run.config.data.num_workers_dataloader)
+        rank = run.world.rank
+        super().__init__(run.corpus, run.plan, rank, num_workers=run.config.data.num_workers_dataloader)
         self.wall: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
         self.cpu: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
-        self._peers_rows = Stream(run.dataset, run.plan, seed, rank)
+        self._peers_rows = Stream(run.corpus, run.plan, rank)
         self._peers, self._world, self._turn = peers, run.world, turn
         self._taken = 0
 
