@@ -65,7 +65,7 @@ class Source(ModelSource):
         config.attention_dropout = 0.1
         super().__init__(config, None, 7, False)
         self.variant = variant
-        self.records: list[ActivationRecord] = []  # the engine's first: random weights come from another skeleton
+        self.records: list[tuple[PreTrainedModel, ActivationRecord]] = []
 
     def skeleton(self, *args: Any, **kwargs: Any) -> PreTrainedModel:
         model = super().skeleton(*args, **kwargs)
@@ -74,7 +74,7 @@ class Source(ModelSource):
                 parameter.requires_grad_("o_proj" in name or "norm" in name)
         if self.variant.checkpoints != 0:
             asked = Checkpointing(self.variant.checkpoints, False, self.variant.contiguous, False, True)
-            self.records.append(install_checkpointing(model, asked, "cpu"))
+            self.records.append((model, install_checkpointing(model, asked, "cpu")))
         return model
 
 
@@ -90,7 +90,8 @@ def train(world: World, engine_name: str, variant: Variant, tmp: Path) -> dict[s
     source = Source(variant)
     engine: Any = create_engine(config, make_plan(config, world.size), source, world)
     engine.load_shards(source.initial_weights(world.device))
-    probed = source.records[0] if variant == PROBED else None
+    record = next((record for model, record in source.records if model is engine.model), None)
+    probed = record if variant == PROBED else None
     seen = [] if probed is None else probe_recomputations(probed, lambda: gathered(engine.model))
     losses = []
     for step in range(2):
@@ -101,7 +102,7 @@ def train(world: World, engine_name: str, variant: Variant, tmp: Path) -> dict[s
         losses.append(engine.update(0.05).grad_norm)
         losses.append(float(engine.evaluate(joined(global_batch(90 + step, 2)))[0]))
     weights = [tensor.clone() for _, tensor in engine.weights()]
-    taken = source.records[0].take() if source.records else {}
+    taken = record.take() if record is not None else {}
     engine.close()
     return {"losses": losses, "weights": weights, "taken": taken, "gathered": seen}
 

@@ -71,7 +71,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, A
 @pytest.mark.parametrize("name", CASES)
 def test_the_gradient_is_the_oracles(seen, name):
     report, other = (rank[name] for rank in seen)
-    one, theirs = report["used"][1][0], other["used"][1][0]
+    one, theirs = (
+        report["used"][1][-1],
+        other["used"][1][-1],
+    )  # the engine looks at its head first, with a forward of its own
     gradients = oracle_gradients(report["before"])
     if CASES[name].precision == "fp32":  # rounding sends tokens elsewhere
         assert one ^ theirs == {2, 5} and len(one) == len(theirs), "the test shows less than it says"
