@@ -100,7 +100,7 @@ class Encoder:
     ) -> Encoded:
         """Tokenise a batch of records; one without a target token, or with a token that the model lacks, is bad.
 
-        `note` is called while a long text is read; see `long_text.Note`.
+        `note` is called while texts are read; see `long_text.Note`.
         """
         hashes: dict[int, int] = {}
         bad: dict[int, str] = {}

@@ -37,7 +37,8 @@ Ints = np.ndarray[Any, np.dtype[Any]]
 TokenIds = Sequence[int] | array  # type: ignore[type-arg]
 
 Note = Callable[[int], None]
-"""Called from window to window with the characters that have been read since the last call; what it raises ends the reading."""
+"""Called with the characters that have been read since the last call, from window to window of a long text and after the short ones
+together: all characters once. What it raises ends the reading."""
 
 
 class LongEncoding:
@@ -133,6 +134,8 @@ class Texts:
         short = [text for text in texts if len(text) <= LONG_CHARACTERS]
         encode_batch = self._tokenizer.encode_batch if with_offsets else self._tokenizer.encode_batch_fast
         encodings = iter(encode_batch(short, add_special_tokens=False))
+        if short:
+            note(sum(map(len, short)))
         for text in texts:
             if len(text) <= LONG_CHARACTERS:
                 yield next(encodings)
@@ -151,10 +154,11 @@ class Texts:
                 end = min(2 * window.end - window.begin, len(text))
                 window = _Window(self._tokenizer, text, window.begin, end)
                 continue
-            note(window.end - window.begin)
+            note(following.begin - window.begin)
             result.add(window.encoding, first, seam[0], window.begin, with_offsets)
             window, first = following, seam[1]
         result.add(window.encoding, first, len(window.encoding), window.begin, with_offsets)
+        note(len(text) - window.begin)
         return result
 
     def _seam(self, text: str, window: _Window, following: _Window) -> tuple[int, int] | None:

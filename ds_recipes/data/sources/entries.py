@@ -59,10 +59,10 @@ class ByteEntries:
     def __len__(self) -> int:
         return len(self._layout.starts)
 
-    @property
-    def content_bytes(self) -> int:
-        """From the first entry to the end of the last, unpacked."""
-        return int(self._layout.ends[-1] - self._layout.starts[0])
+    def content_bytes(self, start: int, stop: int) -> int:
+        """Unpacked bytes from the entry `start` to the entry `stop`, or to the end of the last."""
+        end = self._layout.starts[stop] if stop < len(self) else self._layout.ends[-1]
+        return int(end - self._layout.starts[start]) if start < stop else 0
 
     def line(self, entry: int) -> int:
         return entry + 1 if self._layout.lines is None else int(self._layout.lines[entry])

@@ -1,4 +1,4 @@
-"""What comes of a part that a process was asked to make."""
+"""What comes of a part that a process was asked to make, and how far it is meanwhile."""
 
 from dataclasses import dataclass
 
@@ -28,6 +28,14 @@ class Failed:
     part: int
     text: str
     for_user: bool
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """The part is still in work. So many of its source bytes are tokenised."""
+
+    part: int
+    source_bytes: int
 
 
 Answer = Made | Wrong | Failed

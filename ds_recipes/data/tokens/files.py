@@ -6,6 +6,7 @@ from typing import Protocol
 
 from ds_recipes.config.data_paths import HubData
 from ds_recipes.data.index.cache import Progress
+from ds_recipes.data.sources.entries import ByteEntries
 from ds_recipes.data.sources.megatron import is_megatron
 from ds_recipes.data.sources.open import open_source
 from ds_recipes.data.sources.record import Source
@@ -26,6 +27,7 @@ class DataFile:
     fingerprint: str
     num_entries: int
     holds_tokens: bool
+    has_byte_ranges: bool  # its entries are such, so what is read of it is known in bytes
     random_access: bool
     notes: tuple[str, ...]
 
@@ -101,6 +103,7 @@ def describe(place: Path | HubData, cache: Path, progress: Progress | None = Non
         fingerprint=found.fingerprint,
         num_entries=len(found),
         holds_tokens=isinstance(found, TokenFile),
+        has_byte_ranges=isinstance(found, ByteEntries),
         random_access=found.random_access,
         notes=tuple(getattr(found, "notes", ())),
     )

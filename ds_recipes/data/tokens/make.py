@@ -29,6 +29,7 @@ from ds_recipes.data.tokens.parts import (
     Slice,
     part_folder,
     read_facts,
+    source_bytes,
     write_facts,
 )
 from ds_recipes.errors import DsRecipesError, InputError
@@ -41,6 +42,10 @@ BATCH_CHARACTERS = 2 << 20
 """A batch ends with the record that reaches one of these, so long records do not fill the memory."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+GoOn = Callable[[int], bool]
+"""Whether to go on with a part of which so many source bytes are tokenised. Asked from record to record, as a user's function
+may take its time, and from window to window of a long text."""
 
 
 class Stopped(Exception):
@@ -64,8 +69,10 @@ class Task:
 
 @dataclass
 class _Batch:
-    """Records to be encoded at once, and what was no record among them."""
+    """Entries `start` to `stop`: records to be encoded at once, and what was no record among them."""
 
+    start: int
+    stop: int
     records: list[Record] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
@@ -76,6 +83,18 @@ class _Batch:
     @property
     def is_full(self) -> bool:
         return len(self.records) + len(self.bad) >= BATCH_RECORDS or self.characters >= BATCH_CHARACTERS
+
+
+@dataclass
+class _Position:
+    """How far a part is, for who is asked whether to go on with it."""
+
+    go_on: GoOn
+    source_bytes: int = 0
+
+    def check(self) -> None:
+        if not self.go_on(self.source_bytes):
+            raise Stopped
 
 
 class PartMaker:
@@ -91,8 +110,8 @@ class PartMaker:
         self._format = None if task.files[0].holds_tokens else make_format(task.format, task.tokenizer)
         self._files = OpenFiles(task.files, most_open=1)
 
-    def make(self, number: int, go_on: Callable[[], bool] = lambda: True) -> PartFacts:
-        """Write a part unless it is there already. `go_on` is asked again and again.
+    def make(self, number: int, go_on: GoOn = lambda source_bytes: True) -> PartFacts:
+        """Write a part unless it is there already. `go_on` is asked again and again, the last time about all source bytes.
 
         Raises:
             InputError: the first record that cannot be used, unless such are skipped.
@@ -105,7 +124,7 @@ class PartMaker:
             return facts
         try:
             with publishing(target) as folder:
-                facts = self._write(folder, part, go_on)
+                facts = self._write(folder, part, _Position(go_on))
         except OSError as error:
             facts = read_facts(target, part)
             if facts is not None:  # another job made it, and has cleared away what it found half done
@@ -115,33 +134,35 @@ class PartMaker:
             raise
         return facts
 
-    def _write(self, folder: Path, part: Part, go_on: Callable[[], bool]) -> PartFacts:
+    def _write(self, folder: Path, part: Part, position: _Position) -> PartFacts:
         with PartWriter(folder, self._task.vocabulary_size if self._task.keeps_ids else None) as writer:
             for piece in part.slices:
                 writer.begin_slice()
                 name = self._task.files[piece.file].name
-                for encoded, bad, num_left_out, remarks in self._encoded(piece, go_on):
+                for encoded, bad, num_left_out, remarks in self._encoded(piece, position):
                     if bad and not self._task.skip_bad:
                         raise InputError(bad[0].message)
                     writer.add(encoded)
                     writer.add_others(piece.file, name, bad, num_left_out, remarks)
-                    if not go_on():
-                        raise Stopped
+                    position.check()
         facts = writer.facts()
         write_facts(folder, part, facts)
         return facts
 
-    def _encoded(
-        self, piece: Slice, go_on: Callable[[], bool]
-    ) -> Iterator[tuple[Encoded, list[Bad], int, Counter[Remark]]]:
+    def _encoded(self, piece: Slice, position: _Position) -> Iterator[tuple[Encoded, list[Bad], int, Counter[Remark]]]:
         """Documents of a slice, batch by batch; entries that cannot be used, in order; how many were left out; remarks."""
         task = self._task
         if self._format is None:
+            stop = piece.start
             for encoded, bad in self._files.token_file(piece.file).read(piece.start, piece.stop, task.vocabulary_size):
+                start, stop = stop, stop + len(encoded.entries) + len(bad)
+                position.source_bytes += source_bytes(self._files, Slice(piece.file, start, stop))
                 yield encoded, bad, 0, Counter()
             return
-        for batch in read_batches(self._files.source(piece.file), piece, self._format, task.skip_bad, go_on):
-            encoded = task.encoder.encode(batch.records, batch.samples, lambda characters: _check(go_on))
+        for batch in read_batches(self._files.source(piece.file), piece, self._format, task.skip_bad, position):
+            encoded = self._encode(
+                batch, source_bytes(self._files, Slice(piece.file, batch.start, batch.stop)), position
+            )
             yield (
                 encoded,
                 sorted([*batch.bad, *encoded.bad], key=lambda one: one.entry),
@@ -149,19 +170,33 @@ class PartMaker:
                 batch.remarks + Counter(encoded.remarks),
             )
 
+    def _encode(self, batch: _Batch, batch_bytes: int, position: _Position) -> Encoded:
+        """Move on by the bytes of the batch, as its characters are read."""
+        before, characters = position.source_bytes, 0
+
+        def note(more: int) -> None:
+            nonlocal characters
+            characters += more
+            position.source_bytes = before + batch_bytes * min(characters, batch.characters) // max(batch.characters, 1)
+            position.check()
+
+        encoded = self._task.encoder.encode(batch.records, batch.samples, note)
+        position.source_bytes = before + batch_bytes
+        return encoded
+
 
 def read_batches(
-    source: Source, piece: Slice, record_format: Format, skip_bad: bool, go_on: Callable[[], bool]
+    source: Source, piece: Slice, record_format: Format, skip_bad: bool, position: _Position
 ) -> Iterator[_Batch]:
     """The records of a slice as samples, in batches. Without `skip_bad` nothing is read after a bad entry.
 
     Raises:
-        Stopped: `go_on` said no. It is asked before each record: a user's function may take its time.
+        Stopped: see `GoOn`.
     """
-    batch = _Batch()
+    batch = _Batch(piece.start, piece.start)
     for record in source.read(piece.start, piece.stop):
-        if not go_on():
-            raise Stopped
+        position.check()
+        batch.stop = record.entry + 1
         try:
             sample = record_format.read(record) if isinstance(record, Record) else record
         except InputError as error:
@@ -180,14 +215,9 @@ def read_batches(
             batch.characters += _characters(sample)
         if batch.is_full:
             yield batch
-            batch = _Batch()
+            batch = _Batch(batch.stop, batch.stop)
+    batch.stop = piece.stop  # the last entries may be blank
     yield batch
-
-
-def _check(go_on: Callable[[], bool]) -> None:
-    """Asked from window to window of a long text too, which may take minutes."""
-    if not go_on():
-        raise Stopped
 
 
 def _characters(sample: Sample) -> int:

@@ -29,7 +29,7 @@ about so many parts; of a larger corpus they are larger."""
 
 PARTS_OF_SMALL = 64  # a corpus that gives fewer parts of MOST_BYTES is cut into about so many
 
-UNPACKED = {".parquet": 4}  # bytes of text in a byte of such a file, roughly
+UNPACKED = 4  # bytes of text in a byte of a Parquet file, roughly
 BYTES_PER_ENTRY = 2000  # where a source has no size of its own
 BYTES_PER_TOKEN = 2
 
@@ -50,7 +50,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Part:
-    """Some slices, in the order of files and entries. `source_bytes` is about how much there is to read."""
+    """Some slices, in the order of files and entries. `source_bytes` is how much there is to read, see there."""
 
     number: int
     slices: tuple[Slice, ...]
@@ -77,15 +77,14 @@ class PartFacts:
 def plan_parts(files: Sequence[DataFile]) -> tuple[Part, ...]:
     """Cut all entries of all files into parts of about equal work."""
     opened = OpenFiles(tuple(files))
-    work = [_work_bytes(opened, number) for number in range(len(files))]
+    work = [source_bytes(opened, Slice(number, 0, file.num_entries)) for number, file in enumerate(files)]
     total = sum(work)
     most = max(LEAST_BYTES, min(MOST_BYTES, total // PARTS_OF_SMALL), total // MOST_PARTS)
     groups: list[list[Slice]] = [[]]
     sizes = [0]
     for number, file_bytes in enumerate(work):
-        slices = _slices(opened, number, round(file_bytes / most))
-        for piece in slices:
-            piece_bytes = file_bytes // len(slices)
+        for piece in _slices(opened, number, round(file_bytes / most)):
+            piece_bytes = source_bytes(opened, piece)
             if groups[-1] and sizes[-1] + piece_bytes > 1.25 * most:
                 groups.append([])
                 sizes.append(0)
@@ -101,16 +100,22 @@ def _slices(opened: OpenFiles, number: int, pieces: int) -> list[Slice]:
     return [Slice(number, start, stop) for start, stop in pairwise(cuts)]
 
 
-def _work_bytes(opened: OpenFiles, number: int) -> int:
-    file = opened.files[number]
+def source_bytes(opened: OpenFiles, piece: Slice) -> int:
+    """How much a slice is to read. What a file is cut into has together what the whole has.
+
+    Lines, elements and rows of CSV: their bytes, unpacked, as they differ a hundredfold in how they are packed. Rows of tables: an
+    equal share of an estimate. Documents of token files: by their tokens.
+    """
+    file = opened.files[piece.file]
     if file.holds_tokens:
-        return BYTES_PER_TOKEN * int(opened.token_file(number).lengths.sum())
-    place, source = file.place, opened.entries(number)
-    if not isinstance(place, Path) or place.is_dir():
-        return BYTES_PER_ENTRY * len(source)
-    if isinstance(source, ByteEntries) and not source.random_access:  # how much a byte unpacks to differs a hundredfold
-        return source.content_bytes
-    return place.stat().st_size * UNPACKED.get(place.suffix, 1)
+        return BYTES_PER_TOKEN * int(opened.token_file(piece.file).lengths[piece.start : piece.stop].sum())
+    entries = opened.entries(piece.file)
+    if isinstance(entries, ByteEntries):
+        return entries.content_bytes(piece.start, piece.stop)
+    place = file.place
+    is_one_file = isinstance(place, Path) and not place.is_dir()
+    total = UNPACKED * place.stat().st_size if is_one_file else BYTES_PER_ENTRY * file.num_entries  # type: ignore[union-attr]
+    return total * piece.stop // file.num_entries - total * piece.start // file.num_entries
 
 
 def part_folder(store: Path, number: int) -> Path:

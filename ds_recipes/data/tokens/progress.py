@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 EVERY_SECONDS = 10.0
 
@@ -26,13 +27,32 @@ class Ticker:
             self._say(text)
 
 
-def progress_line(name: str, done: int, total: int, made: int, tokens: int, seconds: float) -> str:
-    """Parts done of all, and what the `made` ones among them, made in `seconds`, gave."""
-    line = f"tokenising {name}: {done:,} of {total:,} parts, {short(tokens)} tokens"
-    if made and seconds > 0:
-        left = (total - done) * seconds / made
-        line += f", {short(tokens / seconds)} tokens/s, {duration(left)} left"
+@dataclass(frozen=True)
+class Amount:
+    """How much a build has to tokenise, and how much of it was there before."""
+
+    source_bytes: int
+    there_bytes: int
+    text: str  # as the user knows it: bytes, or rows where they have no sizes
+
+
+def progress_line(name: str, amount: Amount, made_bytes: int, tokens: int, seconds: float) -> str:
+    """The share that is done, and how it goes: `made_bytes` in `seconds`, with so many tokens in the parts that are whole."""
+    done, total = amount.there_bytes + made_bytes, max(amount.source_bytes, 1)
+    line = f"tokenising {name}: {1000 * done // total / 10:.1f} % of {amount.text}"
+    if tokens:
+        line += f", {short(tokens)} tokens"
+    if made_bytes and seconds > 0:
+        if tokens:
+            line += f", {short(tokens / seconds)} tokens/s"
+        line += f", {duration((total - done) * seconds / made_bytes)} left"
     return line
+
+
+def bytes_text(number: int) -> str:
+    """12.3 MB, 789 B."""
+    text = short(number)
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
 
 
 def short(number: float) -> str:

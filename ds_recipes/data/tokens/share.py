@@ -1,7 +1,8 @@
 """The parts of a store that one rank makes, in its own process or in workers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from ds_recipes.data.tokens.answers import Answer, Failed, Made, Wrong
 from ds_recipes.data.tokens.make import PartMaker, Stopped, Task
@@ -18,8 +19,8 @@ SMALL_BYTES = 4 << 20
 class Report:
     """How far a rank is: what it made, and the first wrong record that it met."""
 
-    parts: int
-    documents: int
+    source_bytes: int  # tokenised, also of parts that are in work
+    documents: int  # of whole parts, as are the tokens
     tokens: int
     wrong: Wrong | None
 
@@ -35,6 +36,7 @@ class Share:
         self._given_up = False
         self._limit = len(task.parts)  # parts from here on are not needed, as far as other ranks know
         self._report = Report(0, 0, 0, None)
+        self._source_bytes = dict.fromkeys(parts, 0)  # tokenised of each; no key comes later, as two threads look
 
     def make(self) -> None:
         """Make them in their order; a wrong record ends it, not before the parts that come first are done.
@@ -43,12 +45,12 @@ class Share:
             DsRecipesError: a worker died, or the disk is full.
         """
         for answer in self._answers():
-            progress()
             self._report = _with(self._report, answer)
+            self._advance(answer.part, self._task.parts[answer.part].source_bytes if isinstance(answer, Made) else 0)
 
     def report(self) -> Report:
         """How far it is."""
-        return self._report
+        return replace(self._report, source_bytes=sum(self._source_bytes.values()))
 
     def hear(self, words: Sequence[Word[Report]]) -> None:
         """What lies behind a wrong record of any rank is not needed, nor is anything if a rank failed."""
@@ -64,9 +66,14 @@ class Share:
         own = self._report.wrong
         return not self._given_up and part < self._limit and (own is None or part < own.part)
 
-    def _goes_on_here(self, part: int) -> bool:
-        """Asked from record to record by this process's own work, which so comes further; worker processes do not ask."""
+    def _advance(self, part: int, source_bytes: int) -> None:
+        """A sign that a part is in work, of which so much is tokenised."""
         progress()
+        self._source_bytes[part] = max(self._source_bytes[part], source_bytes)
+
+    def _goes_on_here(self, part: int, source_bytes: int) -> bool:
+        """Asked from record to record by this process's own work. Worker processes do not ask, but tell how far they are."""
+        self._advance(part, source_bytes)
         return self._goes_on(part)
 
     def _answers(self) -> Iterator[Answer]:
@@ -74,7 +81,7 @@ class Share:
             yield from self._make_here()
         else:
             with Workers(self._task, self._num_workers) as workers:
-                yield from workers.make(self._parts, self._goes_on)
+                yield from workers.make(self._parts, self._goes_on, self._advance)
 
     def _make_here(self) -> Iterator[Answer]:
         maker: PartMaker | None = None
@@ -83,7 +90,7 @@ class Share:
                 return
             try:
                 maker = maker or PartMaker(self._task)
-                facts = maker.make(part, lambda part=part: self._goes_on_here(part))  # type: ignore[misc]
+                facts = maker.make(part, partial(self._goes_on_here, part))
             except InputError as error:
                 yield Wrong(part, str(error))
             except Stopped:
@@ -95,8 +102,8 @@ class Share:
 def _with(report: Report, answer: Answer) -> Report:
     if isinstance(answer, Failed):
         raise DsRecipesError(answer.text) if answer.for_user else RuntimeError(f"in a worker process:\n{answer.text}")
-    parts, documents, tokens, wrong = report.parts, report.documents, report.tokens, report.wrong
     if isinstance(answer, Wrong):
-        first = answer if wrong is None or answer.part < wrong.part else wrong
-        return Report(parts, documents, tokens, first)
-    return Report(parts + 1, documents + sum(answer.facts.documents), tokens + answer.facts.tokens, wrong)
+        wrong = report.wrong
+        return replace(report, wrong=answer if wrong is None or answer.part < wrong.part else wrong)
+    documents, tokens = sum(answer.facts.documents), answer.facts.tokens
+    return replace(report, documents=report.documents + documents, tokens=report.tokens + tokens)

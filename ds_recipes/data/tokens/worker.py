@@ -1,10 +1,12 @@
-"""A worker process: gets a task and part numbers through a socket, makes the parts, and says what came of each.
+"""A worker process: gets a task and part numbers through a socket, makes the parts, and says how far each is and
+what came of it.
 
     python -m ds_recipes.data.tokens.worker FILE_DESCRIPTOR PARENT
 
 It is started by `workers.py`. It ends when its parent does, however that dies.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,11 +16,13 @@ import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from ds_recipes.data.tokens.answers import Answer, Failed, Made, Wrong
+from ds_recipes.data.tokens.answers import Advanced, Answer, Failed, Made, Wrong
 from ds_recipes.data.tokens.make import PartMaker, Task
 from ds_recipes.errors import DsRecipesError, InputError
 
 WATCH_SECONDS = 0.5
+TELL_SECONDS = 0.5
+"""It says at most so often how far a part is."""
 
 SENT_TO_ALL = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Terminals and batch systems send these to every process of a job; the rank decides what they mean."""
@@ -41,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
                 return 0
             try:
                 maker = maker or PartMaker(task)
-                answer: Answer = Made(part, maker.make(part))
+                answer: Answer = Made(part, maker.make(part, Teller(connection, part)))
             except InputError as error:
                 answer = Wrong(part, str(error))
             except DsRecipesError as error:
@@ -49,6 +53,22 @@ def main(argv: Sequence[str]) -> int:
             except Exception:
                 answer = Failed(part, traceback.format_exc(), for_user=False)
             connection.send(answer)
+
+
+class Teller:
+    """Tells the parent now and then how far a part is. Asked whether to go on, it says yes: the parent ends this process if not."""
+
+    def __init__(self, connection: Connection, part: int) -> None:
+        self._connection, self._part = connection, part
+        self._last = time.monotonic()
+
+    def __call__(self, source_bytes: int) -> bool:
+        now = time.monotonic()
+        if now - self._last >= TELL_SECONDS:
+            self._last = now
+            with contextlib.suppress(OSError):  # the parent has died, and this process is about to
+                self._connection.send(Advanced(self._part, source_bytes))
+        return True
 
 
 def _leave_with(parent: int) -> None:

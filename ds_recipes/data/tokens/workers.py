@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
-from ds_recipes.data.tokens.answers import Answer
+from ds_recipes.data.tokens.answers import Advanced, Answer
 from ds_recipes.data.tokens.make import Task
 from ds_recipes.errors import DsRecipesError
 
@@ -38,11 +38,16 @@ class Workers:
             self.kill()
             raise
 
-    def make(self, parts: Sequence[int], goes_on: Callable[[int], bool]) -> Iterator[Answer]:
+    def make(
+        self,
+        parts: Sequence[int],
+        goes_on: Callable[[int], bool],
+        advance: Callable[[int, int], None] = lambda part, source_bytes: None,
+    ) -> Iterator[Answer]:
         """Have the parts made in their order; answers come as they are done.
 
         Before a part is begun, and while it is made, `goes_on` is asked about it. A part that is no longer wanted, and
-        those behind it, get no answer.
+        those behind it, get no answer. `advance` is told a part and how many of its source bytes are tokenised.
 
         Raises:
             DsRecipesError: a worker died.
@@ -59,7 +64,11 @@ class Workers:
                 return
             for ready in wait(list(busy), POLL_SECONDS):
                 assert isinstance(ready, Connection)
-                yield self._answer(ready)
+                answer = self._receive(ready)
+                if isinstance(answer, Advanced):
+                    advance(answer.part, answer.source_bytes)
+                    continue
+                yield answer
                 del busy[ready]
                 idle.append(ready)
 
@@ -101,9 +110,9 @@ class Workers:
         except OSError:
             raise self._death(connection) from None
 
-    def _answer(self, connection: Connection) -> Answer:
+    def _receive(self, connection: Connection) -> Answer | Advanced:
         try:
-            answer: Answer = connection.recv()
+            answer: Answer | Advanced = connection.recv()
         except (EOFError, OSError):
             raise self._death(connection) from None
         return answer

@@ -237,3 +237,14 @@ def test_what_python_keeps_of_a_long_text_is_little(monkeypatch: pytest.MonkeyPa
         tracemalloc.stop()
     assert len(encoded.ids) > 400_000
     assert peak < 12 * len(encoded.ids) + 16_000_000
+
+
+@pytest.mark.parametrize("characters", [3000, 1 << 20], ids=["windows", "whole"])
+def test_all_characters_are_noted_once(characters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stretch without a place to join makes the window grow."""
+    small_windows(monkeypatch, characters, 500)
+    texts = ["short", "the quick fox " * 2000, "", "a dog " * 900 + "x" * 20_000 + " a dog" * 900, "short too"]
+    noted: list[int] = []
+    list(Texts(KINDS[next(iter(KINDS))]()).encode(texts, with_offsets=False, note=noted.append))
+    assert sum(noted) == sum(map(len, texts))
+    assert min(noted) >= 0

@@ -122,7 +122,7 @@ def test_a_long_text_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     asked: list[None] = []
 
-    def go_on() -> bool:
+    def go_on(source_bytes: int) -> bool:
         asked.append(None)
         return len(asked) < 10
 

@@ -14,7 +14,8 @@ import pytest
 from ds_recipes.data.formats.sample import FormatSettings
 from ds_recipes.data.tokens import store
 from ds_recipes.data.tokens.answers import Made
-from ds_recipes.data.tokens.make import Task
+from ds_recipes.data.tokens.files import describe
+from ds_recipes.data.tokens.make import BATCH_RECORDS, Task
 from ds_recipes.data.tokens.workers import Workers
 from ds_recipes.errors import DsRecipesError
 from tests.ranks.launch import fork_rank
@@ -84,6 +85,22 @@ def test_parts_that_are_no_longer_wanted_are_not_waited_for(tmp_path: Path, monk
         answers = list(workers.make(range(len(task.parts)), lambda part: time.monotonic() < started + 1))
     assert answers == []
     assert time.monotonic() < started + 20
+
+
+def test_a_worker_tells_how_far_a_part_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of three batches, each of which takes longer than the time between two messages."""
+    cut_small(1 << 20, monkeypatch.setattr)
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": f"a dog {i}"} for i in range(2 * BATCH_RECORDS + 1)])
+    recipe = make_recipe(format=FormatSettings(slow_function(tmp_path, 0.8 / BATCH_RECORDS)))
+    task = store._task(tmp_path / "store", (describe(path, tmp_path),), recipe)
+    (part,) = task.parts
+    told: list[tuple[int, int]] = []
+    with Workers(task, 1) as workers:
+        answers = list(workers.make([0], lambda part: True, lambda *one: told.append(one)))
+    assert [type(answer) for answer in answers] == [Made]
+    assert {number for number, _ in told} == {0}
+    assert told == sorted(told)
+    assert any(0 < source_bytes < part.source_bytes for _, source_bytes in told)
 
 
 def test_a_killed_worker_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
