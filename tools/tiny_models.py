@@ -34,6 +34,10 @@ SIZES: tuple[tuple[str, Any], ...] = (
         r"(num_|n_)(.*_)?(kv|key_value|query_groups|key)_?(heads|groups)?(_.*)?|swa_num_key_value_heads|num_query_groups",
         2,
     ),
+    (
+        r"index_n_heads",
+        32,
+    ),  # scores are sums of ReLUs: with few heads many are 0, and a tie is broken by the row's length
     (r"(num_|n_|(en|de)coder_)?(.*_)?(attention_)?heads?|linear_num_value_heads", HEADS),
     (r"qk_nope_head_dim|qk_rope_head_dim|rotary_dim", 8),
     (r"(.*_)?(head_dim|d_head|head_size|dim_head|headdim)", 16),
@@ -55,12 +59,25 @@ _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16}
 OVERRIDES: Mapping[str, Mapping[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3], **_MAMBA},
     "falcon_h1": {"mamba_d_ssm": 128, **_MAMBA},
-    "granitemoehybrid": _MAMBA,
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2, **_MAMBA},
     "mamba2": {"num_heads": 8},
     "nemotron_h": {"n_groups": 2, "mamba_num_heads": 8},
     "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 8},
-    "dots3_note": {"num_key_value_heads": HEADS},
-    "dots3_note_text": {"num_key_value_heads": HEADS},
+    "dots3_note_text": {
+        "num_key_value_heads": HEADS,
+        "layer_types": ["indexed_attention", "sliding_attention"] * 2,
+        "swa_num_attention_heads": HEADS,
+        "swa_num_key_value_heads": HEADS,
+        "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16,
+        "swa_head_dim": 16,
+        "swa_qk_nope_head_dim": 8,
+        "swa_v_head_dim": 16,
+        "shared_experts_intermediate_size": 96,
+        "per_layer_config": None,
+    },
+    "dots3_note_vision_encoder": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+    "dots3_note_audio_encoder": {"adapter_input_size": 64, "adapter_out_dim": 64},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "ministral": {"head_dim": 16},
@@ -76,8 +93,7 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "num_kv_shared_layers": 2,
     },
     "reformer": {
-        "axial_pos_shape": (8, 16),
-        "axial_pos_embds_dim": (16, 48),
+        "axial_pos_embds": False,  # axial positions train at one length of rows only
         "local_attn_chunk_length": 16,
         "lsh_attn_chunk_length": 16,
         "num_buckets": 4,
@@ -93,10 +109,19 @@ OVERRIDES: Mapping[str, Mapping[str, Any]] = {
         "indexer_compress_ratio": 4,
     },
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
         "ffn_config": {"ffn_hidden_size": 96, "hidden_size": 64, "moe_top_k": 2},
     },
     "longcat_flash": {"zero_expert_num": 2, "num_hidden_layers": 8},
+    "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_intermediate_size": 96},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "blt_global_transformer": {
+        "hidden_size": 128,
+        "head_dim": 32,
+    },  # cross_attn_k times that of the encoder: no projection between them
+    "blt": {"encoder_hash_byte_group_vocab": 512},
+    "blt_local_encoder": {"hidden_size_global": 128},
+    "blt_local_decoder": {"hidden_size_global": 128},
     "xmod": {"default_language": "en_XX"},
 }
 """What a class needs beside that, by type."""
@@ -118,7 +143,7 @@ def shrunk(default: PretrainedConfig, overrides: Mapping[str, Any]) -> dict[str,
     layers = getattr(default, "num_hidden_layers", None)
     for name, value in vars(default).items():
         if isinstance(value, PretrainedConfig):
-            settings[name] = shrunk(value, {}) | {"model_type": value.model_type}
+            settings[name] = shrunk(value, OVERRIDES.get(value.model_type, {})) | {"model_type": value.model_type}
         elif isinstance(value, list | tuple) and layers and len(value) == layers:
             settings[name] = _each_kind(list(value))
         elif isinstance(value, int | float) and not isinstance(value, bool):

@@ -31,8 +31,7 @@ def compare(request: dict[str, Any]) -> dict[str, object]:
         folder, dtype=getattr(torch, request["dtype"]), output_loading_info=True, trust_remote_code=trust
     )
     probe = load_file(request["probe"]) if request["probe"] else {"input_ids": _some_ids(model.get_input_embeddings())}
-    with torch.inference_mode():
-        logits = _text_model(model.eval())(probe["input_ids"]).logits.float()  # [1, tokens, vocabulary]
+    logits = logits_of(_text_model(model), probe["input_ids"])  # [1, tokens, vocabulary]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     del model
     expected = probe["logits"] if "logits" in probe else _reference(request, probe["input_ids"])
@@ -45,6 +44,18 @@ def compare(request: dict[str, Any]) -> dict[str, object]:
         "other_tokens": _other_tokens(folder, request["tokenizer"], trust) if request["tokenizer"] else [],
         "parameters": parameters,
     }
+
+
+def logits_of(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """The float32 logits for token ids [1, tokens] without a cache, which some models cannot make: [1, tokens, vocabulary].
+
+    The config says so, not an argument: not every forward takes one.
+    """
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache = False
+    with torch.inference_mode():
+        logits: torch.Tensor = model.eval()(input_ids).logits.float()
+    return logits
 
 
 def _class_of(folder: str, trust: bool) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ds_recipes.checkpoint.export.fresh_load import logits_of
 from ds_recipes.checkpoint.export.sources import open_source
 from ds_recipes.checkpoint.export.wanted import Wanted
 from ds_recipes.models.skeleton import saved_buffers, tied_names
@@ -25,6 +26,4 @@ def reference_logits(path: str, wanted: Mapping[str, Any], input_ids: torch.Tens
     saved = source.reader.buffers
     state |= {name: saved[name].to(own.dtype) for name, own in saved_buffers(source.skeleton).items()}
     source.skeleton.load_state_dict(state, strict=True, assign=True)
-    with torch.inference_mode():
-        logits: torch.Tensor = source.skeleton.eval()(input_ids).logits.float()
-    return logits
+    return logits_of(source.skeleton, input_ids)

@@ -13,11 +13,12 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ds_recipes.checkpoint.export.ahead import ahead
 from ds_recipes.checkpoint.export.check import TOLERANCE
+from ds_recipes.checkpoint.export.fresh_load import compare
 from ds_recipes.checkpoint.export.pieces import plan_pieces
 from ds_recipes.checkpoint.export.run import choose
 from ds_recipes.checkpoint.export.wanted import Wanted
@@ -129,6 +130,39 @@ def test_it_loads_where_ds_recipes_cannot_be_imported(tmp_path: Path, tokenizer_
     done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "3"
+
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+WITHOUT_A_CACHE = {
+    "granitemoehybrid": {**SMALL, "layer_types": ["linear_attention"] * 2, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "jamba": {**SMALL, "attn_layer_period": 8, "attn_layer_offset": 4, "num_experts": 2},
+    "mamba": {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+    "openai-gpt": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "llama": {**SMALL, "intermediate_size": 48},
+}
+"""Layers that are all recurrent, for which transformers makes a cache that its own forward then fails at; a forward that takes
+no `use_cache`; attention."""
+
+
+@pytest.mark.parametrize("family", WITHOUT_A_CACHE)
+def test_a_model_whose_cache_fails_loads_and_is_compared(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **WITHOUT_A_CACHE[family], pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model.save_pretrained(tmp_path / "hf")
+    input_ids = torch.arange(16)[None]
+    with torch.no_grad():
+        logits = model(input_ids, **({} if family == "openai-gpt" else {"use_cache": False})).logits
+    save_file({"input_ids": input_ids, "logits": logits}, tmp_path / "probe.safetensors")
+    request = {"folder": tmp_path / "hf", "dtype": "float32", "trust_remote_code": False, "tokenizer": None}
+    seen = compare(request | {"probe": tmp_path / "probe.safetensors"})
+    assert seen["difference"] == 0.0 and seen["largest_logit"] == logits.abs().max()
 
 
 def test_a_model_that_computes_something_else_is_not_published(
