@@ -102,7 +102,11 @@ class Slurm:
         return found
 
     def hurry(self, job: str, timeout: float = 60) -> None:
-        """Start a requeued job now: SLURM would let it wait two minutes for the nodes to be cleaned."""
+        """Start a requeued job soon: SLURM would let it wait two minutes for the nodes to be cleaned.
+
+        Not within the second in which slurmd revoked the job's credential: it takes a new one of that second for revoked too.
+        """
+        time.sleep(2.5)
         deadline = time.monotonic() + timeout
         while self.describe(job)["JobState"] == "PENDING":
             self.run("scontrol", "update", f"JobId={job}", "StartTime=now")

@@ -141,6 +141,7 @@ def whole(cluster: GridEngine) -> Submitted:
     return submit(cluster, "whole", *SHORT, edit=("-l rt_F=1", "-pe mpi 2"))
 
 
+@pytest.mark.slow  # of every day: the same under SLURM (test_slurm.py) and PBS (test_pbs.py), and the rendered script
 def test_told_of_its_limit_it_is_queued_again_and_ends_as_if_nothing_had_been(
     cluster: GridEngine, whole: Submitted
 ) -> None:

@@ -41,6 +41,7 @@ def test_mpirun_at_the_time_limit_is_started_again_and_completes(nano: Path, tmp
     assert "step 40/40" in ended.output  # rank 0's log is shown
 
 
+@pytest.mark.slow  # of every day: a killed rank under SLURM's script (test_slurm.py), under deepspeed (test_launcher_kills.py)
 def test_deepspeed_with_a_killed_rank_fails(nano: Path, tmp_path: Path) -> None:
     job = start("deepspeed-hostfile", nano, tmp_path / "run", "--max_steps", "100000", resubmit="1")
     job.until_step(3)

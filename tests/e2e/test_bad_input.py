@@ -86,7 +86,7 @@ MODELS = {
     ),
     "a tokenizer without EOS": Case(
         "--tokenizer_name ./tokenizer_without_eos",
-        ("tokenizer ./tokenizer_without_eos: has no EOS token", "Set eos_token in its tokenizer_config.json"),
+        ("tokenizer ./tokenizer_without_eos: has no EOS token", "with --eos_token, such as --eos_token"),
     ),
     "token ids beyond the embedding": Case(
         "--tokenizer_name ./tokenizer_too_large --train_data bad.jsonl",

@@ -45,7 +45,10 @@ mpirun {mapping} -np $NUM_GPUS -hostfile hostfile/$JOB_ID -x MASTER_ADDR=$MASTER
 """
 
 
-@pytest.mark.parametrize("old", TODAY)
+ALIKE = ("tools/checkpoint-convert/convert_ckpt.py", "tools/model-upload/upload.py")  # each as another path
+
+
+@pytest.mark.parametrize("old", [pytest.param(old, marks=pytest.mark.slow if old in ALIKE else ()) for old in TODAY])
 def test_an_old_path_runs_todays_program_and_names_it(old: str, tmp_path: Path) -> None:
     arguments, message = REFUSED[TODAY[old]]
     ended = run(["python", str(ROOT / old), *arguments], cwd=tmp_path)
@@ -61,7 +64,9 @@ def test_only_rank_0_names_it(tmp_path: Path) -> None:
         assert ended.output.count("is train.py here") == times
 
 
-@pytest.mark.parametrize("words", [["--sequence-length", "4096"], ["--sequence-length=4096"]])
+@pytest.mark.parametrize(
+    "words", [["--sequence-length", "4096"], pytest.param(["--sequence-length=4096"], marks=pytest.mark.slow)]
+)
 def test_the_context_length_of_an_old_conversion_is_told(words: list[str], tmp_path: Path) -> None:
     arguments, message = REFUSED["tools/convert_to_hf.py"]
     ended = run(["python", str(ROOT / "tools/convert_ckpt.py"), *words, *arguments], cwd=tmp_path)

@@ -117,7 +117,7 @@ def test_the_launchers_words_end_at_the_script(words: list[str], hostfile: str |
     assert _hostfile_of(["mpirun", "-H", "host1", "python3", "train.py"]) is None
 
 
-@pytest.mark.parametrize("words", [["-H", "no_such"], []])
+@pytest.mark.parametrize("words", [["-H", "no_such"], pytest.param([], marks=pytest.mark.slow)])
 def test_deepspeeds_launcher_with_a_missing_hostfile(words: list[str], tmp_path: Path) -> None:
     """The real launcher, which trains on this host all the same."""
     from tests.e2e.launchers import free_port, run
