@@ -224,6 +224,7 @@ def _one_type(world: Any, name: str, folder: Path, engine: str, precision: str) 
     except DsRecipesError as error:
         result["refused"] = str(error)
     except Exception as error:
+        traceback.print_exc()  # of each rank, in the log
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}"
         text = f"{type(error).__name__}: {str(error)[:400]} ({where})"
@@ -482,14 +483,13 @@ def _heading(run: str) -> str:
 
 
 def _row(name: str, of_type: Mapping[str, Result], runs: Sequence[str]) -> str:
-    first = next(iter(of_type.values()))
     cells = ["–" if run not in of_type else "yes" if trains(of_type[run]) else "no" for run in runs]
     packed = "yes" if all(result.get("packed", True) for result in of_type.values()) else "no"
     worst = [
         max((of[key] for run, of in of_type.items() if key in of and run.endswith("fp32")), default=math.nan)
         for key in ("loss_difference", "norm_difference", "export_difference")
     ]
-    return f"| {name} | {first['class']} | {' | '.join(cells)} | {packed} | {' | '.join(f'{value:.0e}' for value in worst)} |"
+    return f"| {name} | {_class_name(name)} | {' | '.join(cells)} | {packed} | {' | '.join(f'{value:.0e}' for value in worst)} |"
 
 
 def _problems(name: str, of_type: Mapping[str, Result], runs: Sequence[str]) -> list[str]:

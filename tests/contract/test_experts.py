@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
-from transformers import LlamaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, DbrxConfig, LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
 from ds_recipes.config.plan import make_plan
 from ds_recipes.engine.create import create_engine
-from ds_recipes.engine.zero3.leaf import leaf_class_names, mark_expert_blocks
+from ds_recipes.engine.zero3.leaf import expert_blocks, leaf_class_names, mark_expert_blocks
 from ds_recipes.models.load import ModelSource
 from ds_recipes.world.group import World
 from tests.contract.engines import ROWS, Case, settings, train_steps
@@ -31,6 +32,15 @@ MIXTRAL = MixtralConfig(
     num_experts_per_tok=1,
     max_position_embeddings=CONTEXT,
 )
+DBRX = DbrxConfig(
+    vocab_size=VOCABULARY,
+    d_model=60,
+    n_heads=5,
+    n_layers=2,
+    max_seq_len=CONTEXT,
+    attn_config={"kv_n_heads": 5, "clip_qkv": 8, "rope_theta": 1e4},
+    ffn_config={"hidden_size": 60, "ffn_hidden_size": 36, "moe_num_experts": 8, "moe_top_k": 1},
+)
 ROUNDING = 1e-6  # of a norm's weights, which are about 1, seen in their difference
 SHARD_EVERYTHING = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
 PLAIN = Case(ds=SHARD_EVERYTHING, lrs=(1.0,))  # a small rate would drown the gradient in the rounding of the weights
@@ -42,6 +52,7 @@ CASES = {
     ),
     "only experts train": (ExpertsSource(llama(False), None, 7, False, only_experts_train=True), PLAIN),
     "mixtral": (ModelSource(MIXTRAL, None, 7, False), PLAIN),
+    "a loop over experts in one tensor": (ModelSource(DBRX, None, 7, False), PLAIN),
 }
 
 
@@ -108,6 +119,7 @@ def test_leaf_modules_are_said():
         "a list of experts, checkpointed": "ChosenExperts",
         "only experts train": "ChosenExperts",
         "mixtral": "MixtralSparseMoeBlock",
+        "a loop over experts in one tensor": "DbrxExperts",
     }
 
 
@@ -125,6 +137,15 @@ class Named(nn.Module):
 
 def several(*kinds: type[nn.Module]) -> nn.ModuleList:
     return nn.ModuleList([kind() for kind in kinds])
+
+
+@pytest.mark.parametrize(
+    "config, leaves", [(DBRX, {"DbrxExperts"}), (MIXTRAL, set()), (Qwen3MoeConfig(num_hidden_layers=2), set())]
+)
+def test_experts_in_one_tensor_are_a_leaf_where_a_loop_calls_modules(config, leaves):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert {type(block).__name__ for block in expert_blocks(model)} == leaves
 
 
 @pytest.mark.parametrize(

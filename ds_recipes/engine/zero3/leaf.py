@@ -5,8 +5,9 @@ the others wait for that rank's part for ever, or the order that ZeRO-3 has lear
 gathered whole, and experts without tokens get a gradient of zeros (https://www.deepspeed.ai/docs/config-json/, leaf_module;
 deepspeed.utils.set_z3_leaf_modules).
 
-transformers 5 keeps the experts of a layer in one tensor, so its own models need none of this; models with code of their
-own mostly keep a list of modules.
+transformers 5 keeps the experts of a layer in one tensor, mostly without a choice among modules; models with code of their
+own mostly keep a list. Where a loop over the experts that have tokens calls a module for each (DBRX, LongCat-Flash), ranks
+call it a different number of times, and ZeRO-3 hangs or fails over its order: such a block is a leaf too.
 """
 
 from collections import OrderedDict
@@ -35,8 +36,8 @@ def mark_expert_blocks(model: PreTrainedModel) -> None:
 
 
 def expert_blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules that choose among a list of experts."""
-    return [module for module in model.modules() if _chooses_among_modules(module)]
+    """The modules that choose among a list of experts, and those that call a module of theirs for each expert with tokens."""
+    return [module for module in model.modules() if _chooses_among_modules(module) or _loops_over_experts(module)]
 
 
 @contextmanager
@@ -69,6 +70,12 @@ def _chooses_among_modules(module: nn.Module) -> bool:
         len(child) >= LEAST_EXPERTS and ("expert" in name.lower() or (has_router and _are_equals(child)))
         for name, child in lists.items()
     )
+
+
+def _loops_over_experts(module: nn.Module) -> bool:
+    """True for experts in one tensor whose class has only a loop; the others compute all at once, by `ExpertsInterface`."""
+    is_fused = type(module).__name__.endswith("Experts") and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+    return is_fused and any(True for _ in module.children()) and not hasattr(type(module).forward, "__wrapped__")
 
 
 def _is_router(name: str) -> bool:
