@@ -82,7 +82,8 @@ def _used_parameters(skeleton: nn.Module, config: PretrainedConfig) -> Iterator[
 
 def _attention_width(config: PretrainedConfig) -> float:
     """Heads x head size, 0 without attention, the mean of layers that differ (Gemma 4)."""
-    layers = list(getattr(config, "per_layer_config", None) or ())
+    counted = getattr(config, "num_hidden_layers", None)  # BLT's has none, and its per_layer_config then no length
+    layers = list(getattr(config, "per_layer_config", None) or ()) if counted else []
     widths = [_width_of_layer(layer) for layer in layers] or [_width_of_layer(config)]
     return sum(widths) / len(widths)
 
@@ -102,7 +103,7 @@ def _attention_windows(config: PretrainedConfig) -> Iterator[int | None]:
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None)
     if not layer_types:
-        yield from [window] * config.num_hidden_layers
+        yield from [window] * (getattr(config, "num_hidden_layers", None) or 0)
         return
     windows = {"sliding_attention": window, "chunked_attention": getattr(config, "attention_chunk_size", None)}
     for layer_type in layer_types:

@@ -69,8 +69,9 @@ def _class_of(folder: str, trust: bool) -> Any:
 
 def _text_model(model: Any) -> Any:
     """The part of the model that makes logits of text alone: the language model where that has the head (Llama 4)."""
-    language = model.get_decoder()
-    return language if model.get_output_embeddings() in language.modules() else model
+    language, head = model.get_decoder(), model.get_output_embeddings()
+    has_the_head = language is not head and head in language.modules()  # ModernBERT calls its head the decoder
+    return language if has_the_head else model
 
 
 def _other_tokens(folder: str, original: str, trust: bool) -> list[str]:

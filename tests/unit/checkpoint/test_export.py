@@ -139,21 +139,22 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-WITHOUT_A_CACHE = {
+UNLIKE = {
     "granitemoehybrid": {**SMALL, "layer_types": ["linear_attention"] * 2, "mamba_n_heads": 4, "mamba_d_head": 16},
     "jamba": {**SMALL, "attn_layer_period": 8, "attn_layer_offset": 4, "num_experts": 2},
     "mamba": {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
     "openai-gpt": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "modernbert-decoder": {**SMALL, "intermediate_size": 48, "cls_token_id": 1, "sep_token_id": 2},
     "llama": {**SMALL, "intermediate_size": 48},
 }
 """Layers that are all recurrent, for which transformers makes a cache that its own forward then fails at; a forward that takes
-no `use_cache`; attention."""
+no `use_cache`; a head of the name `decoder`; attention."""
 
 
-@pytest.mark.parametrize("family", WITHOUT_A_CACHE)
-def test_a_model_whose_cache_fails_loads_and_is_compared(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", UNLIKE)
+def test_models_of_unlike_forwards_load_and_are_compared(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **WITHOUT_A_CACHE[family], pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    config = AutoConfig.for_model(family, **UNLIKE[family], pad_token_id=0, bos_token_id=1, eos_token_id=2)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     model.save_pretrained(tmp_path / "hf")
     input_ids = torch.arange(16)[None]

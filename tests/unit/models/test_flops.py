@@ -105,6 +105,16 @@ def test_llama2_7b_by_hand() -> None:
     assert flops.per_token(4096) == 6 * flops.matmul_parameters + 12 * 32 * 4096 * 4096
 
 
+def test_a_model_whose_config_counts_no_layers_counts_its_parameters_alone() -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    parts = {f"{name}_config": {**small, "head_dim": 8} for name in ("encoder", "decoder", "patcher")}
+    whole = {**small, "hidden_size": 64, "head_dim": 16}
+    config = AutoConfig.for_model("blt", **parts, global_config=whole, encoder_hash_byte_group_vocab=64)
+    assert not hasattr(config, "num_hidden_layers")
+    flops = count_flops(build_skeleton(config, torch.float32, "eager", torch.device("cpu"), trust_remote_code=False))
+    assert flops.per_token(8) == flops.per_token(64) > 0
+
+
 def test_layers_that_differ_count_by_their_mean():
     from tools.tiny_models import tiny_config
 
