@@ -361,6 +361,9 @@ def _plain_step(mine: Path, run: Any, precision: str) -> tuple[float, float]:
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     model = AutoModelForCausalLM.from_pretrained(mine, dtype=dtype).train()
+    built = dict(AutoModelForCausalLM.from_config(model.config).named_parameters())
+    for name, parameter in model.named_parameters():  # loading loses what the class freezes (Marian's positions)
+        parameter.requires_grad_(built[name].requires_grad)
     batches = [batch for rank in range(RANKS) for batch in Stream(run.corpus, run.plan, rank).take()]
     targets = sum(batch.num_target_tokens for batch in batches)
     total = 0.0
