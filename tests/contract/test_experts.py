@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, DbrxConfig, LlamaConfig, MixtralConfig, Qwen3MoeConfig
+from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Config, DeepseekV32Indexer
+from transformers.models.qwen4_exp.modeling_qwen4_exp import Qwen4ExpTextConfig, Qwen4ExpTextQSAIndexer
 
 from ds_recipes.config.plan import make_plan
 from ds_recipes.engine.create import create_engine
@@ -146,6 +148,17 @@ def test_experts_in_one_tensor_are_a_leaf_where_a_loop_calls_modules(config, lea
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert {type(block).__name__ for block in expert_blocks(model)} == leaves
+
+
+def test_an_indexer_that_calls_modules_in_a_loop_over_queries_is_a_leaf():
+    """Qwen 4's calls one for each query with keys to choose from; DeepSeek's computes all queries at once."""
+    with torch.device("meta"):
+        config = Qwen4ExpTextConfig(
+            indexer_n_heads=4, indexer_kv_heads=1, indexer_head_dim=256, indexer_budget=16, indexer_compress_ratio=4
+        )
+        looping = Qwen4ExpTextQSAIndexer(config, 0)
+        at_once = DeepseekV32Indexer(DeepseekV32Config(), 0)
+    assert expert_blocks(Named(indexer=looping)) == [looping] and expert_blocks(Named(indexer=at_once)) == []
 
 
 @pytest.mark.parametrize(

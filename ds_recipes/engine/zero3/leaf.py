@@ -7,9 +7,13 @@ deepspeed.utils.set_z3_leaf_modules).
 
 transformers 5 keeps the experts of a layer in one tensor, mostly without a choice among modules; models with code of their
 own mostly keep a list. Where a loop over the experts that have tokens calls a module for each (DBRX, LongCat-Flash), ranks
-call it a different number of times, and ZeRO-3 hangs or fails over its order: such a block is a leaf too.
+call it a different number of times, and ZeRO-3 hangs or fails over its order: such a block is a leaf too. So is an indexer
+of sparse attention that calls a module for each query that has keys to choose from.
 """
 
+import ast
+import inspect
+import textwrap
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +41,11 @@ def mark_expert_blocks(model: PreTrainedModel) -> None:
 
 def expert_blocks(model: nn.Module) -> list[nn.Module]:
     """The modules that choose among a list of experts, and those that call a module of theirs for each expert with tokens."""
-    return [module for module in model.modules() if _chooses_among_modules(module) or _loops_over_experts(module)]
+    return [
+        module
+        for module in model.modules()
+        if _chooses_among_modules(module) or _loops_over_experts(module) or _loops_over_queries(module)
+    ]
 
 
 @contextmanager
@@ -76,6 +84,16 @@ def _loops_over_experts(module: nn.Module) -> bool:
     """True for experts in one tensor whose class has only a loop; the others compute all at once, by `ExpertsInterface`."""
     is_fused = type(module).__name__.endswith("Experts") and not isinstance(module, nn.ModuleList | nn.ModuleDict)
     return is_fused and any(True for _ in module.children()) and not hasattr(type(module).forward, "__wrapped__")
+
+
+def _loops_over_queries(module: nn.Module) -> bool:
+    """True for an indexer of sparse attention that calls a module of its own for each query with keys to choose from (Qwen 4)."""
+    if not type(module).__name__.endswith("Indexer"):
+        return False
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(type(module).forward))))
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For)]
+    called = {ast.unparse(node.func) for loop in loops for node in ast.walk(loop) if isinstance(node, ast.Call)}
+    return any(f"self.{name}" in called for name, _ in module.named_children())
 
 
 def _is_router(name: str) -> bool:
