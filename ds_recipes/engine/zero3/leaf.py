@@ -40,7 +40,7 @@ def mark_expert_blocks(model: PreTrainedModel) -> None:
 
 
 def expert_blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules that choose among a list of experts, and those that call a module of theirs for each expert with tokens."""
+    """The modules that call modules of theirs as often as their data say: blocks of experts, and indexers that loop over queries."""
     return [
         module
         for module in model.modules()
