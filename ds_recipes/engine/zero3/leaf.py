@@ -40,7 +40,7 @@ def mark_expert_blocks(model: PreTrainedModel) -> None:
 
 
 def expert_blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules that call modules of theirs as often as their data say: blocks of experts, and indexers that loop over queries."""
+    """The modules whose data decide which of their modules run: blocks of experts, and indexers that loop over queries."""
     return [
         module
         for module in model.modules()
