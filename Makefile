@@ -1,5 +1,5 @@
 # make quickstart   train, validate, resume, export and generate on the embedded default (a few minutes on 2 cores)
-# make test         all tests that need no GPU
+# make test         all tests that need no GPU; WORKERS=1: one after the other
 # make check        format, lint, types and house rules
 # make setup        .venv and the embedded default; TORCH=keep|cpu|VERSION, PYTHON=python3.12
 # make test-all     the longer sweeps too
@@ -9,6 +9,8 @@
 PYTHON ?= python3
 ROUNDS ?= 200
 TORCH ?= keep
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder
 BIN := .venv/bin
 
 .PHONY: quickstart test test-all faults check setup gpu-test clean
@@ -17,10 +19,10 @@ quickstart: setup
 	$(BIN)/python tools/quickstart.py
 
 test: setup
-	$(BIN)/python -m pytest -m "not gpu and not slow" tests
+	$(PYTEST) -m "not gpu and not slow" tests
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not gpu" tests
+	$(PYTEST) -m "not gpu" tests
 
 faults: setup
 	CUTS=500 $(BIN)/python -m pytest tests/faults

@@ -1,7 +1,8 @@
-"""For every test: where --allowed-skips names a list of agreed skips, any other skip is a failure."""
+"""For every test: which of them share a worker, and where --allowed-skips names a list, that any other skip is a failure."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,21 @@ Skip = tuple[str, str]
 """(name of the test, reason)."""
 
 SKIPS = pytest.StashKey[list[Skip]]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers of `-n 2` take whole files, for what their tests share; one of them all files of `tests/clusters`.
+
+    Two hosts, a scheduler's daemons and what they load the machine with are had once at a time.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/clusters" if nodeid.startswith("tests/clusters/") else nodeid.split("::", 1)[0]
+
+    return ByFile(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
