@@ -102,9 +102,10 @@ class CheckpointConfig:
     )
     resume: str = setting(
         "auto",
-        "auto: continue where the run folder has checkpoints, else start; require: refuse to start from nothing; none: refuse "
-        "a run folder that has checkpoints. Or a path, of one checkpoint or of a run folder: begin from there; of the run folder's "
-        "own checkpoints newer ones are renamed. Queued again, the run goes on from its newest.",
+        "auto: continue where the run folder has checkpoints, else start; require: refuse to start from nothing, and from an "
+        "older checkpoint where the newest is damaged; none: refuse a run folder that has checkpoints. Or a path, of one "
+        "checkpoint or of a run folder: begin from there; of the run folder's own checkpoints newer ones are renamed. "
+        "Queued again, the run goes on from its newest.",
         is_path=True,
     )
     verify: str = setting(

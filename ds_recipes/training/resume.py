@@ -78,6 +78,7 @@ def find_start(config: Config, folder: Path, world: World) -> Start:
             "Choose a new --save_checkpoint_path, or leave --resume out."
         )
     if found is not None:
+        _refuse_older(resume, found)
         return Start(found, found.state.get("origin"))
     other = config.checkpoint.load_checkpoint_path
     if other is not None and Path(other).resolve() != folder.resolve():
@@ -86,6 +87,7 @@ def find_start(config: Config, folder: Path, world: World) -> Start:
             raise CheckpointError(
                 f"--load_checkpoint_path {other}: holds no checkpoint (no iter_* folder). Name a run folder that has one."
             )
+        _refuse_older(resume, found)
         return Start(found, _origin(str(Path(other).resolve()), found))
     if resume == "require":
         raise CheckpointError(
@@ -93,6 +95,20 @@ def find_start(config: Config, folder: Path, world: World) -> Start:
             "Check --save_checkpoint_path, or leave --resume out."
         )
     return Start(None)
+
+
+def _refuse_older(resume: str, found: Found) -> None:
+    """With `require`, only the newest checkpoint will do.
+
+    Raises:
+        CheckpointError: newer ones than `found` are damaged.
+    """
+    if resume == "require" and found.skipped:
+        raise CheckpointError(
+            "\n".join(found.skipped)
+            + f"\n--resume require refuses to continue an older one. Bring it back from a copy, or leave --resume out to go on "
+            f"from {found.path.name} (step {found.manifest.step}) and keep the damaged one under another name."
+        )
 
 
 def _from_path(path: Path, folder: Path, verify: str, world: World) -> Start:

@@ -1,5 +1,6 @@
 """Whole runs that meet a fault and are started again end as the run that met none, to the bit."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from tests.faults.nano_runs import BEGIN, STOPPED, LoggedCall, References, check
 from tests.faults.rounds import draw, run
 from tests.ranks.training import Ended
 
+EVERY_DAY = 10
+SEED = int(os.environ.get("SEED", "13"))
+"""Of the first of them; another number in the environment gives ten others. A round that fails is added to `CASES`."""
+
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> References:
@@ -21,6 +26,13 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> References:
 def test_a_case(name: str, references: References, tmp_path: Path) -> None:
     statuses = run(CASES[name], references, tmp_path / "run")
     assert set(statuses) != {0}, "nothing happened: the test shows nothing"
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + EVERY_DAY))
+def test_a_round_of_a_seed(seed: int, references: References, tmp_path: Path) -> None:
+    planned = draw(seed, references)
+    print(f"SEED={seed}: {planned}")
+    run(planned, references, tmp_path / "run")
 
 
 class SomeCalls:

@@ -26,7 +26,7 @@ KINDS = {
     "fsdp": Case(optimizer="adamw", lrs=(1e-3,), engine="fsdp"),
     "hsdp": Case(optimizer="adamw", lrs=(1e-3,), engine="fsdp", ds=HSDP),
 }
-SAVED_ON = {"zero3": (1, 2, 3), "zero2": (1, 2, 3), "fsdp": (1, 2, 3), "hsdp": (4,)}
+SAVED_ON = {"zero3": (1, 2, 3, 4), "zero2": (1, 2, 3), "fsdp": (1, 2, 3, 4), "hsdp": (4,)}
 RESUMED_BY = ("zero3", "zero2", "fsdp")
 STEPS = 3
 
@@ -123,10 +123,10 @@ def crossed() -> dict[int, dict[tuple[str, str, int], dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as folder:
         for ranks in (1, 2, 3, 4):
             run_ranks(save, ranks, folder, timeout=240)
-        return {ranks: run_ranks(resume, ranks, folder, timeout=240)[0] for ranks in (1, 2, 3)}
+        return {ranks: run_ranks(resume, ranks, folder, timeout=240)[0] for ranks in (1, 2, 3, 4)}
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("by, saved_by", product(RESUMED_BY, SAVED_ON))
 def test_what_is_resumed_is_what_was_saved(by: str, saved_by: str, ranks: int) -> None:
     for saved_on in SAVED_ON[saved_by]:

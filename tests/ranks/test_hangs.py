@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,15 +94,31 @@ def check(hung: Hung, phase: str, rank: int) -> None:
     assert [one["rank"] for one in hung.summary["ranks"]] == [0, 1]
 
 
-EVERY_DAY = (("step", 1), ("save", 0))
+EVERY_DAY = (("start", 1), ("tokenise", 0), ("load", 1), ("step", 1), ("evaluate", 0), ("save", 0))
 ALL = [(phase, rank) for phase in PLACES for rank in (0, 1) if (phase, rank) not in EVERY_DAY]
+AT_ONCE = 3
+"""So many launches side by side: for most of their time they wait."""
 
 
-@pytest.mark.parametrize(
-    ("phase", "rank"),
-    [*EVERY_DAY, *(pytest.param(*one, marks=pytest.mark.slow) for one in ALL)],
-    ids=lambda value: str(value),
-)
+@pytest.fixture(scope="module")
+def of_every_day(nano: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Future[Hung]]:
+    assert run(nano, tmp_path_factory.mktemp("first") / "run", {"max_steps": 1}).statuses == (0, 0)  # tokens are made
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return {
+            (phase, rank): pool.submit(stop_in, phase, rank, nano, tmp_path_factory.mktemp(phase) / "run")
+            for phase, rank in EVERY_DAY
+        }
+
+
+@pytest.mark.parametrize(("phase", "rank"), EVERY_DAY)
+def test_of_every_phase_one_rank_every_day(
+    of_every_day: dict[tuple[str, int], Future[Hung]], phase: str, rank: int
+) -> None:
+    check(of_every_day[phase, rank].result(), phase, rank)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("phase", "rank"), ALL)
 def test_a_rank_that_is_stopped_is_named_and_all_leave(nano: Path, tmp_path: Path, phase: str, rank: int) -> None:
     check(stop_in(phase, rank, nano, tmp_path / "run"), phase, rank)
 

@@ -4,14 +4,14 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.nano import make_nano
-from tests.ranks.training import Ended, metrics, train, train_py, until_step
+from tests.ranks.signalled import signalled, when
+from tests.ranks.training import Ended, metrics, train, until_step
 
 STEPS = 20
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "samples", "epoch", "data_hash")
@@ -156,43 +156,70 @@ def test_going_back_to_a_checkpoint_and_queued_again_with_the_same_command(
 ROWS_PER_STEP = 30
 """A fifth of the rows of `make_nano`: its first epoch ends exactly with step 5."""
 
-
-def stopped_within_a_step(argv: Sequence[str]) -> int:
-    """train.py on a rank 1 that gets a signal in the middle of the accumulation of one step."""
-    from ds_recipes.engine.zero3.step import ZeroEngine
-
-    step, micro_step = (int(text) for text in os.environ["STOP_WITHIN"].split(":"))
-    backward, calls = ZeroEngine.backward, 0
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == (step - 1) * 3 + micro_step:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return backward(*args, **kwargs)
-
-    if os.environ["RANK"] == "1":
-        ZeroEngine.backward = counted  # type: ignore[method-assign]
-    return train_py(argv)
+TWO_EPOCHS = ("--batch_size_training", "5", "--global_batch_size", str(ROWS_PER_STEP), "--max_steps", "10")
+ENGINES = {"deepspeed": "ds_recipes.engine.zero3.step:ZeroEngine", "fsdp": "ds_recipes.engine.fsdp2.step:Fsdp2Engine"}
 
 
-def test_stopped_within_accumulation_at_the_border_of_an_epoch_and_inside_one(nano: Path, tmp_path: Path) -> None:
-    """A run of two epochs, never stopped, against one that is stopped at the end of the first and within the second."""
-    flags = ("--batch_size_training", "5", "--global_batch_size", str(ROWS_PER_STEP), "--max_steps", "10")
-    assert launch(nano, tmp_path / "whole", 2, *flags).statuses == (0, 0)
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose every step draws random numbers."""
+    run_file = make_nano(tmp_path_factory.mktemp("dropping"))
+    config = run_file.parent / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": 0.2}))
+    return run_file
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def two_epochs(request: pytest.FixtureRequest, dropping: Path) -> tuple[str, Path]:
+    """An engine, and the folder of its run of two epochs with dropout that was never stopped."""
+    folder = dropping.parent / f"whole-{request.param}"
+    ended = launch(dropping, folder, 2, *TWO_EPOCHS, "--engine", request.param)
+    assert ended.statuses == (0, 0), ended.text
+    return request.param, folder
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [{key: line[key] for key in EXACT} for _, line in sorted(metrics(folder).items())]
+
+
+def test_with_dropout_stopped_within_accumulation_at_the_border_of_an_epoch_and_inside_one(
+    dropping: Path, two_epochs: tuple[str, Path], tmp_path: Path
+) -> None:
+    """Each rank's random numbers go on where they were: stopped at the end of the first epoch and within the second."""
+    engine, whole = two_epochs
     folder = tmp_path / "stopped"
-    for within, stopped_at in (("5:2", 5), ("3:3", 8)):
-        how = {"program": stopped_within_a_step, "env": {"STOP_WITHIN": within}}
-        ended = launch(nano, folder, 2, *flags, **how)
+    for call, stopped_at in ((4 * 3 + 2, 5), (2 * 3 + 3, 8)):  # of three micro-batches a step
+        env = when(f"{ENGINES[engine]}.backward", "SIGUSR1", 1, call=call, folder=str(tmp_path))
+        ended = launch(dropping, folder, 2, *TWO_EPOCHS, "--engine", engine, program=signalled, env=env)
         assert ended.statuses == (75, 75), ended.text
         assert max(metrics(folder)) == stopped_at and (folder / f"iter_{stopped_at:07d}").is_dir()
-    assert launch(nano, folder, 2, *flags).statuses == (0, 0)
-    mine, theirs = metrics(folder), metrics(tmp_path / "whole")
+    assert launch(dropping, folder, 2, *TWO_EPOCHS, "--engine", engine).statuses == (0, 0)
+    theirs = metrics(whole)
     assert theirs[5]["epoch"] == 1 and theirs[8]["epoch"] == pytest.approx(1.6)
-    assert [{key: mine[step][key] for key in EXACT} for step in range(1, 11)] == [
-        {key: theirs[step][key] for key in EXACT} for step in range(1, 11)
-    ]
-    assert weights_of(folder, 10) == weights_of(tmp_path / "whole", 10)
+    assert lines_of(folder) == lines_of(whole)
+    assert weights_of(folder, 10) == weights_of(whole, 10)
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_another_differ(
+    dropping: Path, two_epochs: tuple[str, Path], tmp_path: Path
+) -> None:
+    engine, whole = two_epochs
+    for seed in ("42", "43"):
+        flags = (*TWO_EPOCHS, "--engine", engine, "--seed", seed)
+        assert launch(dropping, tmp_path / seed, 2, *flags).statuses == (0, 0)
+    assert lines_of(tmp_path / "42") == lines_of(whole)
+    assert weights_of(tmp_path / "42", 10) == weights_of(whole, 10)
+    for mine, theirs in zip(lines_of(tmp_path / "43"), lines_of(whole), strict=True):
+        assert mine["loss"] != theirs["loss"] and mine["data_hash"] != theirs["data_hash"]
+    assert weights_of(tmp_path / "43", 10) != weights_of(whole, 10)
+
+
+def test_dropout_was_on(nano: Path, two_epochs: tuple[str, Path], tmp_path: Path) -> None:
+    engine, whole = two_epochs
+    flags = (*TWO_EPOCHS[:-1], "1", "--engine", engine)
+    assert launch(nano, tmp_path / "plain", 2, *flags).statuses == (0, 0)
+    plain, dropped = metrics(tmp_path / "plain")[1], metrics(whole)[1]
+    assert plain["data_hash"] == dropped["data_hash"] and plain["loss"] != dropped["loss"]
 
 
 def test_changed_settings_are_refused_until_allowed(nano: Path, whole: Path, tmp_path: Path) -> None:

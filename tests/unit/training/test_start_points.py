@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 
 from ds_recipes.checkpoint.rng import derive_rng
 from ds_recipes.errors import CheckpointError
@@ -54,6 +55,16 @@ def damage(folder: Path, step: int) -> None:
     (folder / f"iter_{step:07d}" / "state.json").write_text("{")
 
 
+def flip_a_bit(checkpoint: Path) -> tuple[str, str]:
+    """Of a rank's file; returns the hash that it had and the one that it has."""
+    (path,) = checkpoint.glob("rank-00000*")
+    data = bytearray(path.read_bytes())
+    before = xxhash.xxh3_128_hexdigest(data)
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return before, xxhash.xxh3_128_hexdigest(data)
+
+
 def test_auto_continues_and_begins(tmp_path: Path) -> None:
     job = Job(tmp_path)
     assert [job.launch(10) for _ in range(3)] == [0, 10, 20]
@@ -81,13 +92,30 @@ def test_none_begins_in_a_folder_without_checkpoints(tmp_path: Path) -> None:
     )
 
 
-def test_require_takes_the_one_before_a_damaged_one(tmp_path: Path) -> None:
-    job = Job(tmp_path, "require")
+@pytest.mark.parametrize("resume", ["auto", "require"])
+def test_require_refuses_the_one_before_a_damaged_one_and_auto_takes_it(tmp_path: Path, resume: str) -> None:
+    job = Job(tmp_path, resume)
     for step in (10, 20):
         save(tmp_path, step)
-    damage(tmp_path, 20)
-    assert job.launch(10) == 10
-    assert names(tmp_path) == ["10", "20", "20!"] and "damaged checkpoints are kept" in job.said[-1]
+    hashes = flip_a_bit(tmp_path / "iter_0000020")
+    if resume == "auto":
+        assert job.launch(10) == 10
+        assert names(tmp_path) == ["10", "20", "20!"] and "damaged checkpoints are kept" in job.said[-1]
+        return
+    with pytest.raises(CheckpointError, match="--resume require refuses to continue an older one") as refused:
+        job.launch(10)
+    text = str(refused.value)
+    assert "rank-00000" in text and all(value in text for value in hashes)
+    assert "leave --resume out to go on from iter_0000010 (step 10)" in text
+    assert names(tmp_path) == ["10", "20"]
+
+
+def test_require_refuses_the_older_one_of_another_run_too(tmp_path: Path) -> None:
+    for step in (10, 20):
+        save(tmp_path / "other", step)
+    damage(tmp_path / "other", 20)
+    with pytest.raises(CheckpointError, match="--resume require refuses to continue an older one"):
+        Job(tmp_path / "own", "require", tmp_path / "other").launch(0)
 
 
 def test_back_to_a_checkpoint_of_its_own_once_and_then_on(tmp_path: Path) -> None:
