@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from ds_recipes.config.parsing import PARSING
+from ds_recipes.data.mapped import watch
 
 INT64 = np.dtype("<i8")
 
@@ -67,8 +68,10 @@ def array_bytes(dtype: np.dtype[Any], row: tuple[int, ...], rows: int) -> int:
 def map_array(path: Path) -> Array:
     """The array of a .npy file, read from disk where it is looked at."""
     with PARSING:
-        mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return mapped.view(np.ndarray)  # a plain array over the map: quicker to slice
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    watch(mapped.base, path)
+    plain: Array = mapped.view(np.ndarray)  # over the map: quicker to slice
+    return plain
 
 
 def facts_of_array(path: Path, rows: int, ends_bytes: int) -> dict[str, Any]:
@@ -87,8 +90,11 @@ def open_numbers(path: Path, facts: Mapping[str, Any], ends_bytes: int, read_up_
     size = path.stat().st_size
     if size != array_bytes(INT64, (), facts["length"]) or _digest_of_ends(path, ends_bytes) != facts["digest"]:
         raise ValueError(f"{path} is not what was written")
+    is_mapped = size > read_up_to
     with PARSING:
-        array = np.load(path, mmap_mode=None if size <= read_up_to else "r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if is_mapped else None, allow_pickle=False)
+    if is_mapped:
+        watch(array.base, path)
     if array.dtype != np.int64 or array.shape != (facts["length"],):
         raise ValueError(f"{path} is not an array of so many numbers")
     return np.asarray(array)

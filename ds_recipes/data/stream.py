@@ -13,6 +13,7 @@ from ds_recipes.config.plan import Plan
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.data.corpus import Corpus
 from ds_recipes.data.dataset import Row
+from ds_recipes.data.mapped import check_mapped
 from ds_recipes.data.order import BLANK, next_hash
 from ds_recipes.data.skips import Skips
 from ds_recipes.errors import TrainingError
@@ -156,6 +157,7 @@ def _to_batch(corpus: Corpus, numbers: Sequence[int], positions: Sequence[int]) 
 def _row(corpus: Corpus, number: int, position: int) -> Row:
     if number == BLANK:
         return corpus.blank_row()
+    check_mapped()  # whose message names the file: where the row is from stands in such files too
     try:
         return corpus.row(number)
     except Exception as error:  # whatever a disk, a codec or a user's function raises: say which records it was

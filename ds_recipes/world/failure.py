@@ -4,6 +4,8 @@ Before the ranks have met, rank 0 shows the error and ends at once; the others w
 one that is still there afterwards carries its error to the meeting. After that, see `channel.py`.
 """
 
+import contextlib
+import faulthandler
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +35,8 @@ def run_guarded(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> in
     """
     # A peer that is gone makes torch's store print a C++ stack on every rank; the message here says who it was.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # without a stderr of its own
+        faulthandler.enable()  # a signal that kills at once (SIGBUS, SIGSEGV) leaves the stacks
     launcher_watch.begin(_leave_without_launcher)
     try:
         return _run(main, argv)

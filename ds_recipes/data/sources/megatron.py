@@ -12,6 +12,7 @@ import xxhash
 
 from ds_recipes.data.index.cache import Progress, file_fingerprint
 from ds_recipes.data.index.raw import open_packed
+from ds_recipes.data.mapped import map_file
 from ds_recipes.errors import InputError, NoRecordsError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -97,7 +98,7 @@ class MegatronFile:
             )
         if sequences == 0 or entries < 2:
             raise NoRecordsError(f"{self._idx}: holds no documents. {AGAIN}")
-        index = np.memmap(self._idx, np.uint8, "r")
+        index = np.frombuffer(map_file(self._idx), np.uint8)
         lengths_end = HEADER.size + 4 * sequences
         pointers_end = lengths_end + 8 * sequences
         self._sequence_lengths = index[HEADER.size : lengths_end].view("<i4")  # [sequences]
@@ -111,7 +112,7 @@ class MegatronFile:
             raise InputError(f"{self._bin}: is empty. {AGAIN}")
         if size % dtype.itemsize:
             raise self._wrong(f"says that a token has {dtype.itemsize} bytes, but {self._bin} has {size:,} bytes")
-        return np.memmap(self._bin, dtype, "r")
+        return np.frombuffer(map_file(self._bin), dtype)
 
     def _check_sequences(self) -> None:
         """Every sequence lies in the token file, and the documents cover the sequences in order."""

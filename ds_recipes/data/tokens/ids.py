@@ -1,6 +1,5 @@
 """Where a document's token ids come from: the store's own files, Megatron's token files, or the records themselves."""
 
-import mmap
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from ds_recipes.data.array_files import array_bytes
 from ds_recipes.data.encode import Encoded, Encoder
 from ds_recipes.data.formats.sample import Format
+from ds_recipes.data.mapped import map_file
 from ds_recipes.data.sources.record import Record
 from ds_recipes.data.tokens.files import OpenFiles
 from ds_recipes.data.tokens.parts import part_folder
@@ -65,8 +65,7 @@ class StoredIds:
     def _map(self, part: int) -> Ints:
         path = part_folder(self._store, part) / "ids.npy"
         try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = map_file(path)
         except (OSError, ValueError) as error:
             raise DsRecipesError(
                 f"{path}: cannot be read ({error}). It was there when the run began; start again, and what is missing is "
