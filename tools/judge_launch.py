@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds_recipes.cluster.judge import find_launch, judge
-from ds_recipes.cluster.leftovers import GRACE_SECONDS, end_ranks, end_ranks_here
+from ds_recipes.cluster.judged import settle
+from ds_recipes.cluster.leftovers import GRACE_SECONDS, end_ranks_here
 from ds_recipes.config.values import path_argument
 
 
@@ -21,11 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if killed:
             print(f"{killed} processes outlived their launcher and were killed", file=sys.stderr)
         return 0
-    if given.launcher_status or given.signal or find_launch(given.run_folder, given.launch).get("state") != "complete":
-        for line in end_ranks(given.launch, given.hosts, Path(__file__).absolute(), given.grace_seconds):
-            print(line, file=sys.stderr)
-    verdict = judge(given.run_folder, given.launch, given.launcher_status, given.signal)
-    print(f"launch {given.launch}: {verdict.why}", file=sys.stderr)
+    verdict = settle(
+        given.run_folder,
+        given.launch,
+        given.launcher_status,
+        given.signal,
+        given.hosts,
+        Path(__file__).absolute(),
+        given.grace_seconds,
+    )
     if verdict.again:
         print("again")
     return verdict.status

@@ -30,7 +30,7 @@ def judge(run_folder: Path, launch: str, launcher_status: int, signal: str = "")
     or 1 where that is 0 or 75. Again only after 75, and only if the time limit was the reason: who writes a STOP file or
     cancels a job means it.
     """
-    entry = find_launch(run_folder, launch)
+    entry = launches_of(run_folder).get(launch, {})
     state = entry.get("state")
     if state == "complete":
         why = f"complete: {entry.get('reason')}"
@@ -52,11 +52,11 @@ def judge(run_folder: Path, launch: str, launcher_status: int, signal: str = "")
     return Verdict(status, False, _failure(state, reason, launch, run_folder, launcher_status))
 
 
-def find_launch(run_folder: Path, launch: str) -> dict[str, Any]:
-    """The entry of a launch in a run folder's run.json; an empty one if there is none, or no such file."""
+def launches_of(run_folder: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a run folder's run.json by launch, oldest first; none if there is no such file."""
     try:
         entries = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))["launches"]
-        return next((entry for entry in reversed(entries) if entry["launch"] == launch), {})
+        return {entry["launch"]: entry for entry in entries}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -17,7 +17,7 @@ from ds_recipes.cluster import deepspeed_env
 from ds_recipes.cluster.exports import exported_names, without_secrets
 from ds_recipes.cluster.hostfile import HostSlots, read_hostfile, write_hostfile
 from ds_recipes.cluster.job import DEEPSPEED, MPIRUN, SRUN, TORCHRUN
-from ds_recipes.cluster.judge import find_launch
+from ds_recipes.cluster.judge import launches_of
 from ds_recipes.cluster.ports import choose_port, is_here
 from ds_recipes.config.load import load_config
 from ds_recipes.config.plan import make_plan
@@ -205,7 +205,7 @@ def _new_launch(request: Request, job_folder: Path) -> tuple[str, Path]:
     """The id of this launch and its new folder of logs: a job that is queued again keeps its id, so launches are counted."""
     make_folders(job_folder)
     if request.launch_id:
-        if find_launch(request.run_folder, request.launch_id):
+        if request.launch_id in launches_of(request.run_folder):
             raise ConfigError(
                 [
                     f"{request.run_folder / 'run.json'} has a launch {request.launch_id} already. Each one needs a new LAUNCH_ID."

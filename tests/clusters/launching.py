@@ -81,13 +81,20 @@ class Launched:
                 continue
 
 
-def on_one_host(launcher: str, folder: Path, program: Path, *argv: str) -> Launched:
-    """Start `program` with two ranks on this machine."""
+def on_one_host(
+    launcher: str,
+    folder: Path,
+    program: Path,
+    *argv: str,
+    before: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> Launched:
+    """Start `program` with two ranks on this machine; the words `before` stand before the launcher's."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output-all").open("wb") as file:
         process = subprocess.Popen(
-            command(launcher, RANKS_PER_HOST, program, *argv),
-            env=environment({MARK: str(folder)}),
+            [*before, *command(launcher, RANKS_PER_HOST, program, *argv)],
+            env=environment({MARK: str(folder), **dict(env or {})}),
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=file,

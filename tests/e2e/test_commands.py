@@ -41,6 +41,7 @@ COVERED = {
 
 TOO_LARGE = "deepspeed --num_gpus 8 train.py --model_name meta-llama/Llama-2-7b-hf"
 ON_A_CLUSTER = (
+    "python tools/launch.py -- deepspeed --hostfile hostfile train.py --config run.yaml",
     "deepspeed --hostfile hostfile train.py --config run.yaml --expected_world_size 16",
     "mpirun -np 16 -hostfile hostfile python train.py --use_mpi --config run.yaml",
     "mpirun -np 8 python tools/compare_engines.py --use_mpi --config run.yaml --steps 50",
