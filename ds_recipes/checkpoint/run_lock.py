@@ -34,6 +34,7 @@ from ds_recipes.errors import CheckpointError, TrainingError
 from ds_recipes.fsops import calls
 from ds_recipes.fsops.again import again
 from ds_recipes.fsops.durable import make_folders, publish, remove_tree, write_file
+from ds_recipes.world.ancestors import ENDED, read_process
 
 LOCK = "run.lock"
 ATTEMPT = "attempt.json"
@@ -316,9 +317,5 @@ def _here() -> str:
 
 def _start_of(pid: int) -> str | None:
     """The start of a process, in ticks since the host's own; None if there is no such process, or only its remains."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    state, started = fields[0], fields[19]
-    return None if state in ("Z", "X") else started
+    process = read_process(pid)
+    return None if process is None or process.state in ENDED else str(process.started)

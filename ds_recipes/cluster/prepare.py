@@ -25,6 +25,7 @@ from ds_recipes.errors import ConfigError, WorldError
 from ds_recipes.fsops.durable import make_folders
 from ds_recipes.world.allocation import read_allocation
 from ds_recipes.world.resolve import derived_port
+from ds_recipes.world.socket_owner import describe_owner
 
 HERE = "localhost"
 LAUNCH_VARIABLE = "DS_RECIPES_LAUNCH"
@@ -86,7 +87,10 @@ def prepare(request: Request, env: Mapping[str, str], folder: Path) -> Prepared:
     hostfile = (logs if request.launch_id else job_folder) / "hostfile"
     write_hostfile(hostfile, [HostSlots(host, request.ranks_per_host) for host in hosts])
     address = "127.0.0.1" if len(hosts) == 1 else hosts[0]
-    port = derived_port(launch) if request.launch_id else choose_port(launch, hosts[0])
+    port, taken = derived_port(launch), []
+    if not request.launch_id and (chosen := choose_port(launch, hosts[0])) != port:
+        taken = [f"port {port} of {hosts[0]} is in use by {describe_owner(port)}; rank 0 takes another"]
+        port = chosen
     variables = {LAUNCH_VARIABLE: launch, "MASTER_ADDR": address, "MASTER_PORT": str(port)}
     names = exported_names({**env, **variables}, request.export)
     variables |= _files_of_variables(request, {**env, **variables}, names, len(hosts), folder, logs)
@@ -106,7 +110,11 @@ def prepare(request: Request, env: Mapping[str, str], folder: Path) -> Prepared:
     return Prepared(
         shell,
         variables,
-        (f"launch {launch}: {ranks} ranks on {where}, rank 0 at {address}:{port}", f"logs of the ranks: {logs}"),
+        (
+            *taken,
+            f"launch {launch}: {ranks} ranks on {where}, rank 0 at {address}:{port}",
+            f"logs of the ranks: {logs}",
+        ),
     )
 
 

@@ -5,8 +5,12 @@ Linux only, as all of this package; source: proc(5). No torch here.
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+
+ENDED = "ZX"
+"""States of a process that has ended, and is still to be reaped."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,8 @@ class Process:
     parent: int
     started: int
     command: tuple[str, ...]
+    state: str = field(compare=False)
+    """The letter of proc(5), as it was when it was read: `T` stopped, `D` in the kernel, `Z` ended and still to be reaped."""
 
     def is_running(self) -> bool:
         """False once it has ended; one that has ended and is still to be reaped (a zombie) does not run.
@@ -29,7 +35,7 @@ class Process:
             return False
         except OSError:
             return True
-        return stat.started == self.started and stat.state not in "ZX"
+        return stat.started == self.started and stat.state not in ENDED
 
     @property
     def name(self) -> str:
@@ -57,7 +63,7 @@ def read_process(pid: int) -> Process | None:
     with contextlib.suppress(OSError):
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     words = [word.decode(errors="replace") for word in command.split(b"\0")]
-    return Process(pid, stat.parent, stat.started, tuple(words[:-1] if words[-1] == "" else words))
+    return Process(pid, stat.parent, stat.started, tuple(words[:-1] if words[-1] == "" else words), stat.state)
 
 
 def ancestors(of: Process | None = None) -> list[Process]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ds_recipes.errors import DsRecipesError, LauncherGone
 from ds_recipes.world.ancestors import Process, ancestors
-from ds_recipes.world.ssh_client import local_client
+from ds_recipes.world.socket_owner import local_client
 
 POLL_SECONDS = 0.5
 

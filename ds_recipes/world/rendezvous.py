@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from ds_recipes.errors import StartError, StoppedEarly, WorldError
-from ds_recipes.world.channel import Channel, describe, exit_status, name_ranks, show_once_a_host, wait_until
+from ds_recipes.world.channel import Channel, describe, exit_status, name_ranks, show, show_once_a_host, wait_until
 from ds_recipes.world.resolve import Place
+from ds_recipes.world.socket_owner import describe_owner, find_owner
 
 SPEAKS_FIRST_SECONDS = 15.0
 """How much longer than rank 0, which can name those that are missing, the others wait for its word."""
@@ -184,11 +185,35 @@ def agree_on_address(place: Place) -> Place:
             f"{place.size}: it was built for another MPI.\n"
             "Rebuild it with this one's mpicc, or set MASTER_ADDR to rank 0's host."
         )
-    with socket.socket() as probe:
-        probe.bind(("", place.port or 0))
-        address, port = world.bcast((_outward_address(), probe.getsockname()[1]))
+    offered = world.bcast(_attempt_offer(place.port) if world.rank == 0 else None)
     MPI.Finalize()  # nothing else uses MPI, and a failing end without it would make mpirun complain
+    if isinstance(offered, str):
+        raise WorldError(
+            f"Rank 0 finds no address that others could reach it at: {offered}.\nSet MASTER_ADDR to its host."
+        )
+    address, port = offered
     return replace(place, address=address, port=port)
+
+
+def _attempt_offer(port: int | None) -> tuple[str, int] | str:
+    try:
+        return offer_address(port)
+    except OSError as error:  # all ranks wait for the answer
+        return str(error)
+
+
+def offer_address(wanted: int | None) -> tuple[str, int]:
+    """An address of this host that others can reach, and a port: the one that is wanted, or another where that is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", wanted or 0))
+        except OSError:
+            probe.bind(("", 0))
+            other = probe.getsockname()[1]
+            owner = describe_owner(wanted or 0)
+            show(f"Port {wanted} of {socket.gethostname()} is in use by {owner}: the ranks meet at port {other}.")
+        return _outward_address(), int(probe.getsockname()[1])
 
 
 def _outward_address() -> str:
@@ -229,8 +254,11 @@ def _wait_for_listener(place: Place, timeout_seconds: float, patience: Patience)
 def _refusal(place: Place, serves: bool, error: Exception) -> str:
     reason = str(error).splitlines()[0]
     if serves:
+        owner = find_owner(place.port or 0)
         return (
-            f"Rank 0 cannot listen at port {place.port} of {socket.gethostname()}: {reason}\n"
-            "Another job may use it: set MASTER_PORT (deepspeed --master_port, torchrun --master_port) to a free one."
+            f"Rank 0 cannot listen at port {place.port} of {socket.gethostname()}: "
+            f"{reason if owner is None else f'it is in use by {owner}.'}\n"
+            "Set MASTER_PORT (deepspeed --master_port, torchrun --master_port) to a free one, or end what uses it: another "
+            "job, or ranks that are left of one that was killed."
         )
     return f"Rank {place.rank} cannot join the store at {place.address}:{place.port}: {reason}"

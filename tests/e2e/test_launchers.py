@@ -1,5 +1,8 @@
 """Under every launcher: the same losses to the last digit, status 0 at the end, and each error shown exactly once."""
 
+import getpass
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,25 @@ def test_whichever_rank_fails_first_all_leave_soon_and_one_speaks(scenario: str,
     seen = {process.exitcode for process in processes}
     assert seen <= statuses and 0 not in seen, (seen, output)
     assert output.count(text) == 1, output
+
+
+def test_a_taken_port_is_refused_with_its_owner(tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        place = {
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        rank = fork_rank(_guarded, (("after", "1"),), tmp_path / "output", place)
+        assert wait_for([rank], 45) and rank.exitcode == 1
+    lines = (tmp_path / "output").read_text().splitlines()
+    assert lines[0].startswith(
+        f"Rank 0 cannot listen at port {port} of {socket.gethostname()}: it is in use by process {os.getpid()} ("
+    ), lines
+    assert lines[0].endswith(f" of user {getpass.getuser()}.") and lines[1].startswith("Set MASTER_PORT ")
 
 
 def _guarded(arguments: tuple[str, ...]) -> int:

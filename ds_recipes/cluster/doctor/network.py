@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ds_recipes.cluster.doctor.checks import Check, Context
 from ds_recipes.cluster.doctor.findings import Finding, counted, error, fine, warning
-from ds_recipes.cluster.doctor.port_owner import describe_owner
 from ds_recipes.cluster.ports import is_free, is_here
 from ds_recipes.errors import WorldError
 from ds_recipes.world.allocation import read_allocation
+from ds_recipes.world.socket_owner import describe_owner
 
 SIOCGIFADDR = 0x8915  # netdevice(7)
 DEFAULT_PORT = 29500

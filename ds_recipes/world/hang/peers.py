@@ -5,9 +5,8 @@ import os
 import signal
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 
-from ds_recipes.world.ancestors import read_process
+from ds_recipes.world.ancestors import ENDED, Process, read_process
 
 STATES = {
     "T": "its process is stopped (by SIGSTOP, or the job is suspended)",
@@ -31,31 +30,29 @@ class Peer:
     @property
     def is_here(self) -> bool:
         """True if it runs on this host, and is still that process."""
-        if self.host != socket.gethostname():
-            return False
-        process = read_process(self.pid)
-        return process is not None and process.started == self.started
+        return self._process() is not None
 
     @property
     def has_ended(self) -> bool:
         """True if it no longer runs. Only of use for one that was seen here before."""
         process = read_process(self.pid)
-        return process is None or process.started != self.started or self.state() == STATES["Z"]
+        return process is None or process.started != self.started or process.state in ENDED
 
     def state(self) -> str | None:
         """In words, or None where it cannot be seen from here."""
-        if not self.is_here:
-            return None
-        with contextlib.suppress(OSError):
-            text = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8", errors="replace")
-            return STATES.get(text.rpartition(")")[2].split()[0])
-        return None
+        process = self._process()
+        return None if process is None else STATES.get(process.state)
 
     def kill(self) -> None:
         """End it with SIGKILL, which a stopped process too obeys. Nothing happens unless it runs here."""
         if self.is_here:
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
+
+    def _process(self) -> Process | None:
+        """None where it does not run on this host, or no longer."""
+        process = read_process(self.pid) if self.host == socket.gethostname() else None
+        return process if process is not None and process.started == self.started else None
 
 
 def this_process() -> Peer:

@@ -12,7 +12,7 @@ import pytest
 
 from ds_recipes.world.ancestors import Process, ancestors, read_process
 from ds_recipes.world.launcher_watch import launchers_above
-from ds_recipes.world.ssh_client import local_client
+from ds_recipes.world.socket_owner import local_client
 from tests.e2e.launchers import ROOT
 
 RANK = """
@@ -111,7 +111,7 @@ def test_no_alarm_when_a_shell_or_a_wrapper_ends(tmp_path: Path, parents: tuple[
 
 
 def process(pid: int, *command: str) -> Process:
-    return Process(pid, pid + 1, 0, command)
+    return Process(pid, pid + 1, 0, command, "S")
 
 
 PYTHON = "/usr/bin/python3.11"
