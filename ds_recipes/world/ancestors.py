@@ -8,7 +8,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 ENDED = "ZX"
 """States of a process that has ended, and is still to be reaped."""
 

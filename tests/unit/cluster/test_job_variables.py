@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ds_recipes.cluster import deepspeed_env
@@ -39,6 +39,7 @@ def arrived(tmp_path: Path, variables: dict[str, str]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, _, value in pairs}
 
 
+@settings(deadline=None)  # other tests load the machine
 @given(values=st.lists(VALUES, min_size=1, max_size=8))
 @example(
     [
