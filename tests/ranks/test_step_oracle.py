@@ -4,6 +4,7 @@ The records' shares of targets are very unequal, so that a mean over tokens, row
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ PROMPT = (
 
 @dataclass(frozen=True)
 class Plain:
-    """What plain transformers computes: nats a target token, and the L2 norm of the whole gradient."""
+    """What plain transformers computes: nats a target token, and the L2 norm of the whole gradient. `tokens`: of documents."""
 
     loss: float
     grad_norm: float
@@ -55,7 +56,7 @@ def plain(model_folder: Path, file: Path) -> Plain:
         logits = model(ids[:, :-1]).logits[0, len(prompt) - 1 :]
         total = total + torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="sum")
         targets += len(answer)
-        tokens += ids.shape[1] - 1
+        tokens += ids.shape[1]
     (total / targets).backward()
     norm = torch.stack([parameter.grad.double().norm() for parameter in model.parameters()]).norm()
     return Plain(float(total.detach()) / targets, float(norm), targets, tokens)
@@ -99,7 +100,13 @@ def test_a_step_and_an_evaluation_are_those_of_plain_transformers(
     assert ended.statuses == (0,) * ranks, ended.text
     step, evaluation = metrics(tmp_path / "run")[1], metrics(tmp_path / "run", "eval_loss")[1]
     wanted, wanted_evaluation = oracle["train"], oracle["validation"]
-    assert step["samples"] == RECORDS and step["target_tokens"] == wanted.target_tokens
+    counted = (RECORDS, wanted.tokens, wanted.target_tokens)
+    assert (step["samples"], step["tokens"], step["target_tokens"]) == counted
+    for name, of in (("training", wanted), ("validation", wanted_evaluation)):
+        told = (
+            rf"^{name} data: .*; {of.target_tokens:,} target tokens, {100 * of.target_tokens / of.tokens:.1f} % of all$"
+        )
+        assert len(re.findall(told, ended.text, re.MULTILINE)) == 1, ended.text
     assert step["loss"] == pytest.approx(wanted.loss, rel=1e-6)
     assert step["grad_norm"] == pytest.approx(wanted.grad_norm, rel=1e-5)
     assert evaluation["eval_loss"] == pytest.approx(wanted_evaluation.loss, rel=1e-6)

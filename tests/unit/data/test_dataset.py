@@ -1,5 +1,6 @@
 """Rows hold what a slow plain oracle says: the next token of the same document, and nothing else, is the target."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_recipes.data.dataset import PackedDataset
+from ds_recipes.data.rows import Side
 from ds_recipes.errors import InputError
 from tests.unit.data.corpora import rows_of as build
 from tests.unit.data.made import make_tokenizer, write_jsonl
@@ -86,6 +88,23 @@ def test_counts_add_up(tmp_path: Path) -> None:
     assert dataset.facts.target_tokens == sum(len(row.target_ids) for row in rows)
     assert dataset.padding_share == pytest.approx(1 - dataset.facts.tokens / (32 * dataset.num_rows))
     assert dataset.facts.truncated == 0
+
+
+@pytest.mark.parametrize(
+    "packing, long_documents", [("concat", "split"), *product(("documents", "off"), ("split", "truncate", "drop"))]
+)
+def test_the_share_of_targets_that_is_told_is_that_of_the_rows(
+    tmp_path: Path, packing: str, long_documents: str
+) -> None:
+    """Counted from the rows alone, where documents are cut between rows, cut off, left out or held out."""
+    records = [{"instruction": f"Go {n}.", "output": "fox " * (7 * n * n % 90)} for n in range(1, 40)]
+    path = write_jsonl(tmp_path / "a.jsonl", records)
+    dataset = build(path, "alpaca", packing, 160, long_documents, Side(fraction=0.2), skip_bad=True)
+    rows = [dataset.row(index) for index in range(dataset.num_rows)]
+    tokens, targets = sum(row.num_tokens for row in rows), sum(len(row.target_ids) for row in rows)
+    assert 0.1 < targets / tokens < 0.9 and dataset.facts.held_out
+    told = f"; {targets:,} target tokens, {100 * targets / tokens:.1f} % of all"
+    assert sum(line.endswith(told) for line in dataset.describe()) == 1, dataset.describe()
 
 
 def test_a_blank_row_has_nothing_to_learn(tmp_path: Path) -> None:
