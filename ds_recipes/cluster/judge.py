@@ -53,10 +53,17 @@ def judge(run_folder: Path, launch: str, launcher_status: int, signal: str = "")
 
 
 def launches_of(run_folder: Path) -> dict[str, dict[str, Any]]:
-    """The entries of a run folder's run.json by launch, oldest first; none if there is no such file."""
+    """The entries of a run folder's run.json by launch, oldest first; none if there is no such file.
+
+    A launch whose ranks were started again has several: it ended as the last one did, and began where the first one did.
+    """
+    found: dict[str, dict[str, Any]] = {}
     try:
         entries = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))["launches"]
-        return {entry["launch"]: entry for entry in entries}
+        for entry in entries:
+            first_step = found.get(entry["launch"], {}).get("first_step")
+            found[entry["launch"]] = entry if first_step is None else entry | {"first_step": first_step}
+        return found
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

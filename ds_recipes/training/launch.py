@@ -15,7 +15,7 @@ from ds_recipes.errors import TrainingError
 from ds_recipes.training.run_record import LAUNCH_VARIABLE, RunRecord, mark_failed
 from ds_recipes.training.stop import StopRequest
 from ds_recipes.training.trackers.group import check_trackers
-from ds_recipes.world import channel
+from ds_recipes.world import channel, restarts
 from ds_recipes.world.group import World
 from ds_recipes.world.hang.watch import HangWatch
 from ds_recipes.world.resolve import Place
@@ -64,12 +64,12 @@ def open_launch(config: Config, place: Place, started: float) -> Iterator[Launch
     check_trackers(config)
     assert config.checkpoint.save_checkpoint_path is not None
     folder = Path(config.checkpoint.save_checkpoint_path)
-    stop = StopRequest(folder, place.rank == 0, started, config.checkpoint.stop_after)
+    stop = StopRequest(folder, place.rank == 0, restarts.launch_start(started), config.checkpoint.stop_after)
     world = start_world(place, config, wish=stop.reason, note=_unmet(folder, config, place))
     stop.hear(world.heard_stop)
     name = world.broadcast(os.environ.get(LAUNCH_VARIABLE) or uuid.uuid4().hex[:12])
     if config.hang.hang_monitor:
-        again = "" if place.attempt == "0" else f"-{place.attempt}"
+        again = f"-{world.meeting}" if world.meeting else ""
         world.hang = HangWatch(world, config.hang, folder / "hang" / f"{name}{again}")
     hosts = list(dict.fromkeys(world.gather(os.uname().nodename)))
     world.note_failure(_nobody)  # run.json is another job's until the lock is held

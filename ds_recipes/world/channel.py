@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from ds_recipes.errors import DsRecipesError, LauncherGone, PeerFailure, StoppedEarly
-from ds_recipes.world import launcher_watch
+from ds_recipes.world import launcher_watch, restarts
 from ds_recipes.world.resolve import Place
 
 if TYPE_CHECKING:
@@ -50,8 +50,10 @@ current: "Channel | None" = None
 class Channel:
     """One rank's line to the others, over a connection of its own to the store."""
 
-    def __init__(self, store: "Store", place: Place) -> None:
+    def __init__(self, store: "Store", place: Place, meeting: int) -> None:
+        """`meeting` is counted from 0 in the store, and goes up when a launcher starts its ranks again."""
         global current
+        self.meeting = meeting
         self.phase = "the start"
         """What this rank is doing, for messages."""
         self.leave: Callable[[], None] | None = None
@@ -126,6 +128,7 @@ class Channel:
             self._note(lost if isinstance(error, PeerFailure) else _reason(error), status)
             own = "" if isinstance(error, (LauncherGone, PeerFailure)) else f"\n{describe(error)}"
             show_once_a_host(lost + own + self._whereabouts(error))
+        restarts.forbid(status, show)
         _flush()
         os._exit(status)
 

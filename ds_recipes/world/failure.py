@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ds_recipes.errors import DsRecipesError, LauncherGone, StartError, StoppedEarly
-from ds_recipes.world import channel, launcher_watch
+from ds_recipes.world import channel, launcher_watch, restarts
 from ds_recipes.world.resolve import is_speaker, resolve
 from ds_recipes.world.signals import first_signal
 
@@ -38,15 +38,18 @@ def run_guarded(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> in
     with contextlib.suppress(OSError, ValueError, RuntimeError):  # without a stderr of its own
         faulthandler.enable()  # a signal that kills at once (SIGBUS, SIGSEGV) leaves the stacks
     launcher_watch.begin(_leave_without_launcher)
+    restarts.begin()
     try:
-        return _run(main, argv)
+        status = _run(main, argv)
     except BaseException as error:
         cause = launcher_watch.cause_of(error)
         if channel.current is not None:
             channel.current.fail(cause)
         if isinstance(error, SystemExit):  # --help
             raise
-        return _fail_alone(cause)
+        status = _fail_alone(cause)
+    restarts.forbid(status, channel.show)
+    return status
 
 
 def _run(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:

@@ -47,6 +47,8 @@ class World:
         self.hosts = tuple(hosts)
         self.hang: HangWatch | None = None
         """Sees to it that a run which no longer comes further ends; while it is None nobody does."""
+        self.meeting = 0
+        """Goes up when a launcher starts its ranks again."""
         self._store: Store | None = None
         self._channel: Channel | None = None
         self._cpu_group: dist.ProcessGroup | None = None
@@ -277,7 +279,7 @@ def start(
     hellos = greet(store, place, _gpu_id(device), timeout_seconds, patience)
     check_hosts(hellos)
     world = World(place, device, [hello.host for hello in hellos])
-    world._store, world._channel = store, channel
+    world._store, world._channel, world.meeting = store, channel, channel.meeting
     world._patience = datetime.timedelta(seconds=collective_timeout_seconds)
     channel.leave = world.close
     channel.limit(

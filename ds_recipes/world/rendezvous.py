@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from ds_recipes.errors import StartError, StoppedEarly, WorldError
+from ds_recipes.world import restarts
 from ds_recipes.world.channel import Channel, describe, exit_status, name_ranks, show, show_once_a_host, wait_until
 from ds_recipes.world.resolve import Place
 from ds_recipes.world.socket_owner import describe_owner, find_owner
@@ -86,9 +87,23 @@ def connect(place: Place, timeout_seconds: float, patience: Patience) -> tuple[S
             second = TCPStore(place.address, tcp.port, is_master=False, wait_for_workers=False, timeout=timeout)
     except DistError as error:
         raise StartError(_refusal(place, serves, error)) from error
-    prefix = f"ds_recipes/{place.attempt}"
-    channel = Channel(PrefixStore(f"{prefix}/failure", second), replace(place, port=tcp.port))
+    again = place.hosted and restarts.are_possible(os.environ)
+    meeting = next_meeting(PrefixStore("ds_recipes", tcp), place.rank) if again else 0
+    prefix = f"ds_recipes/{meeting}"
+    channel = Channel(PrefixStore(f"{prefix}/failure", second), replace(place, port=tcp.port), meeting)
     return PrefixStore(prefix, tcp), channel
+
+
+def next_meeting(store: Store, rank: int) -> int:
+    """The number, from 0, of the meeting that the ranks which were started together with this one hold in a store of many.
+
+    A meeting is over for a rank that finds a failure there, or its own seat taken: by the process that it follows.
+    """
+    while True:
+        number = int(store.add("meeting", 0))
+        if not store.check([f"{number}/failure/failure"]) and store.add(f"{number}/seat/{rank}", 1) == 1:
+            return number
+        store.compare_set("meeting", str(number), str(number + 1))
 
 
 def greet(store: Store, place: Place, gpu: str | None, timeout_seconds: float, patience: Patience) -> list[Hello]:

@@ -41,7 +41,7 @@ class Place:
     `local_rank` and `local_size` count the ranks of this host; `local_size` is None where the launcher does not say.
     Rank 0 listens at `address`:`port`. An `address` of None is still to be agreed on through mpi4py; with a `port` of
     None rank 0 takes any free one. `hosted` says that the launcher itself serves the store there (torchrun's agent
-    does), and `attempt` counts its restarts. `source` names the launcher for messages.
+    does). `source` names the launcher for messages.
     """
 
     rank: int
@@ -52,7 +52,6 @@ class Place:
     address: str | None = "127.0.0.1"
     port: int | None = None
     hosted: bool = False
-    attempt: str = "0"
 
 
 def resolve(env: Mapping[str, str], use_mpi: bool = False, expected_world_size: int | None = None) -> Place:
@@ -153,7 +152,6 @@ def _place(env: Mapping[str, str], chosen: Source) -> Place:
         address=address,
         port=port,
         hosted=chosen.name == TORCHRUN and env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-        attempt=env.get("TORCHELASTIC_RESTART_COUNT", "0") if chosen.name == TORCHRUN else "0",
     )
 
 

@@ -87,13 +87,14 @@ def on_one_host(
     program: Path,
     *argv: str,
     before: Sequence[str] = (),
+    options: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Launched:
-    """Start `program` with two ranks on this machine; the words `before` stand before the launcher's."""
+    """Start `program` with two ranks on this machine; the words `before` stand before the launcher's, `options` after."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output-all").open("wb") as file:
         process = subprocess.Popen(
-            [*before, *command(launcher, RANKS_PER_HOST, program, *argv)],
+            [*before, *command(launcher, RANKS_PER_HOST, program, *argv, options=options)],
             env=environment({MARK: str(folder), **dict(env or {})}),
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
@@ -104,8 +105,10 @@ def on_one_host(
     return Launched(folder, [process], lambda: _marked(str(folder)))
 
 
-def on_two_hosts(launcher: str, hosts: Sequence[Host], folder: Path, program: Path, *argv: str) -> Launched:
-    """Start `program` with four ranks, from `folder` on the first host."""
+def on_two_hosts(
+    launcher: str, hosts: Sequence[Host], folder: Path, program: Path, *argv: str, options: Sequence[str] = ()
+) -> Launched:
+    """Start `program` with four ranks, from `folder` on the first host. `options` are torchrun's own."""
     folder.mkdir(parents=True, exist_ok=True)
     hostfile = folder / "hostfile"
     hostfile.write_text("".join(f"{host.name} slots={RANKS_PER_HOST}\n" for host in hosts))
@@ -114,7 +117,7 @@ def on_two_hosts(launcher: str, hosts: Sequence[Host], folder: Path, program: Pa
         nodes = ["--nnodes", str(len(hosts)), "--nproc_per_node", str(RANKS_PER_HOST)]
         meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{hosts[0].name}:{PORT}", "--rdzv_id", folder.name]
         interface = {"GLOO_SOCKET_IFNAME": INTERFACE}
-        words = ["torchrun", *nodes, *meeting, *script]
+        words = ["torchrun", *nodes, *meeting, *options, *script]
         started = [host.begin(words, folder, folder / f"output-{host.name}", interface) for host in hosts]
     else:
         if launcher == "mpirun":

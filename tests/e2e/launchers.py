@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,16 +32,17 @@ def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     return chosen
 
 
-def command(launcher: str, ranks: int, program: Path, *arguments: str) -> list[str]:
-    """How a user would start `program` on so many ranks of this machine."""
+def command(launcher: str, ranks: int, program: Path, *arguments: str, options: Sequence[str] = ()) -> list[str]:
+    """How a user would start `program` on so many ranks of this machine. `options` are the launcher's own."""
     script = [str(program), *arguments]
     if launcher == "torchrun":
-        return ["torchrun", "--nproc_per_node", str(ranks), "--master_port", free_port(), *script]
+        return ["torchrun", "--nproc_per_node", str(ranks), "--master_port", free_port(), *options, *script]
     if launcher == "deepspeed":
-        return ["deepspeed", "--num_gpus", str(ranks), "--master_port", free_port(), *script]
+        return ["deepspeed", "--num_gpus", str(ranks), "--master_port", free_port(), *options, *script]
     if launcher == "mpirun":
-        return ["mpirun", "-np", str(ranks), "--allow-run-as-root", "--oversubscribe", sys.executable, *script]
-    assert launcher == "python" and ranks == 1
+        words = ["mpirun", "-np", str(ranks), "--allow-run-as-root", "--oversubscribe", *options]
+        return [*words, sys.executable, *script]
+    assert launcher == "python" and ranks == 1 and not options
     return [sys.executable, *script]
 
 

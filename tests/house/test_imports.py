@@ -47,6 +47,7 @@ WITHOUT_TORCH = (
     "ds_recipes/world/intended.py",
     "ds_recipes/world/launcher_watch.py",
     "ds_recipes/world/resolve.py",
+    "ds_recipes/world/restarts.py",
     "ds_recipes/world/signals.py",
     "ds_recipes/world/socket_owner.py",
     "ds_recipes/world/sources.py",

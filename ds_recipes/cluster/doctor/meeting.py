@@ -38,7 +38,7 @@ def candidates(place: Place) -> list[int]:
 
 def word(place: Place, job: str) -> str:
     """What the doctors of one launch know each other by."""
-    return f"ds_recipes doctor {place.port} {place.size} {job} {place.attempt}"
+    return f"ds_recipes doctor {place.port} {place.size} {job}"
 
 
 class Chair:

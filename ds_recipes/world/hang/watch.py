@@ -261,7 +261,7 @@ def _connect(line: "Channel") -> "Store":
     assert place.address is not None and place.port is not None
     timeout = timedelta(seconds=CONNECT_SECONDS)
     store = TCPStore(place.address, place.port, is_master=False, wait_for_workers=False, timeout=timeout)
-    return PrefixStore(f"ds_recipes/{place.attempt}/hang", store)
+    return PrefixStore(f"ds_recipes/{line.meeting}/hang", store)
 
 
 def _ranks(verdict: Verdict) -> set[int]:

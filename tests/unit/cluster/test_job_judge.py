@@ -94,3 +94,14 @@ def test_the_tool_says_again_on_its_output_alone(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr()
     assert said.out == ""
     assert "complete: why; but the launcher ended with status 1" in said.err
+
+
+def test_a_launch_whose_ranks_were_started_again_began_with_the_first_of_them(tmp_path: Path) -> None:
+    tries = [("failed", 4, 12), ("failed", None, None), ("stopped", 10, 10)]
+    entries = [
+        {"launch": MINE, "state": state, "reason": "stop_after 9 s", "first_step": first, "last_step": last}
+        for state, first, last in tries
+    ]
+    (tmp_path / "run.json").write_text(json.dumps({"launches": entries}))
+    verdict = judge(tmp_path, MINE, 1)
+    assert (verdict.status, verdict.again) == (75, True) and "this launch began at step 4" in verdict.why
