@@ -1,5 +1,6 @@
 """How much room checkpoints take on the disk, before they are written."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,16 @@ def check_space(folder: Path, size: Size, keep: Keep, plan: Plan, existing: Sequ
     if free < needed:
         return [f"warning: {line}. The run will end when the disk is full: make room, or set --keep_last."]
     return [line]
+
+
+def describe_room(path: Path) -> str:
+    """What is left where `path` is, or will be: bytes, and inodes where that is what is used up."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    numbers = os.statvfs(existing)
+    no_inodes = numbers.f_files > 0 and numbers.f_favail == 0
+    return (
+        f"{free_bytes(path):,} bytes are free there{', but no inode: it can hold no further file' if no_inodes else ''}"
+    )
 
 
 def free_bytes(path: Path) -> int:

@@ -16,7 +16,7 @@ from ds_recipes.checkpoint.files import FileRecord, drop_from_cache, read_record
 from ds_recipes.checkpoint.manifest import BUFFERS, MANIFEST, PROBE, STATE, Manifest, Parameter, Range, check_cover
 from ds_recipes.checkpoint.rank_file import KINDS, Part, Streamed, Written, own_ranges
 from ds_recipes.checkpoint.retention import Keep, Retention, delete_checkpoint
-from ds_recipes.checkpoint.space import free_bytes
+from ds_recipes.checkpoint.space import describe_room, free_bytes
 from ds_recipes.engine.base import Engine
 from ds_recipes.errors import SaveError
 from ds_recipes.fsops import calls
@@ -64,6 +64,7 @@ class Store:
         self._attempt = attempt
         self._retention = Retention(folder, keep)
         self._fence = fence
+        self._told: set[str] = set()  # checkpoints whose deletion failed, and was told
 
     def publish(self, contents: Contents, part: Part) -> Published:
         """Write `contents` and every rank's part; return once it is durable. Every rank must call it.
@@ -84,17 +85,18 @@ class Store:
             own = on_all("write checkpoint", lambda: part.write(partial))
             parts, generators = self._world.gather(own), self._world.gather(contents.generators)
 
-            def finish() -> None:
-                if self._world.rank == 0:
-                    self._finish(partial, final, contents, part.layout, parts, generators)
+            def finish() -> dict[str, FileRecord]:
+                if self._world.rank > 0:
+                    return {}
+                return self._finish(partial, final, contents, part.layout, parts, generators)
 
-            on_all("publish checkpoint", finish)
+            small = on_all("publish checkpoint", finish)
         except BaseException:
             if self._world.rank == 0:
                 with contextlib.suppress(OSError):
                     remove_tree(partial)
             raise
-        return Published(final, self._retire(final, own))
+        return Published(final, self._retire(final, parts, small))
 
     def _make(self, partial: Path, needed: int) -> None:
         make_folders(self._folder)
@@ -111,15 +113,17 @@ class Store:
         layout: str,
         parts: Sequence[Written],
         generators: Sequence[Mapping[str, Any] | None],
-    ) -> None:
-        records = {name: record for written in parts for name, record in written.files.items()}
-        records |= _write_small_files(partial, contents, [one for one in generators if one is not None])
-        write_file(partial / MANIFEST, [_manifest(contents, layout, parts, records).to_bytes()])
+    ) -> dict[str, FileRecord]:
+        """Write what rank 0 writes besides its part, and publish all; the records of these files."""
+        small = _write_small_files(partial, contents, [one for one in generators if one is not None])
+        records = {name: record for written in parts for name, record in written.files.items()} | small
+        manifest = write_file(partial / MANIFEST, [_manifest(contents, layout, parts, records).to_bytes()])
         self._fence()
         publish(partial, final)  # never over another: that could be a later launch's
+        return small | {MANIFEST: manifest}
 
-    def _retire(self, final: Path, own: Written) -> tuple[str, ...]:
-        """Delete the checkpoints that need not be kept, once every rank has read back what it wrote.
+    def _retire(self, final: Path, parts: Sequence[Written], small: Mapping[str, FileRecord]) -> tuple[str, ...]:
+        """Delete the checkpoints that need not be kept, once the new one was read back, by other hosts than wrote it.
 
         Raises:
             SaveError: it cannot be read back, or is not what was written. The old ones are there; a new one that is damaged
@@ -128,25 +132,49 @@ class Store:
         warnings: list[str] = []
         doomed = self._world.broadcast(self._doomed(final, warnings) if self._world.rank == 0 else [])
         if doomed:
-            self._read_back(final, own)
+            files = [written.files for written in parts]
+            files[0] = {**files[0], **self._world.broadcast(dict(small))}
+            self._read_back(final, files)
             self._world.check("run lock", lambda: self._fence() if self._world.rank == 0 else None)
         if self._world.rank == 0:
-            for path in doomed:
-                _try(lambda path=path: delete_checkpoint(path), f"{path} could not be deleted", warnings)  # type: ignore[misc]
+            self._delete(doomed, warnings)
         return tuple(self._world.broadcast(warnings))
 
-    def _read_back(self, final: Path, own: Written) -> None:
-        findings = self._world.gather(self._world.check("verify checkpoint", lambda: _verify(final, own)))
-        problems = [finding for finding in findings if finding is not None]
-        if not problems:
+    def _delete(self, doomed: Sequence[Path], warnings: list[str]) -> None:
+        """What cannot be deleted is told once, and tried again at each later save and start."""
+        for left in self._retention.half_deleted():
+            _try(lambda left=left: remove_tree(left), "", [])  # type: ignore[misc]
+        for path in doomed:
+            failed: list[str] = []
+            _try(lambda path=path: delete_checkpoint(path), f"{path} could not be deleted", failed)  # type: ignore[misc]
+            if failed and path.name not in self._told:
+                self._told.add(path.name)
+                warnings.append(
+                    f"{failed[0]}. It counts no longer; its deletion is tried again at each save and start."
+                )
+
+    def _read_back(self, final: Path, files: Sequence[Mapping[str, FileRecord]]) -> None:
+        """Let every rank read what another host wrote: no cache of the writer answers. `files` are by the rank that wrote them."""
+        me, hosts = self._world.rank, self._world.hosts
+        duty = {
+            name: record
+            for rank, reader in enumerate(readers(hosts))
+            if reader == me
+            for name, record in files[rank].items()
+        }
+        findings = self._world.gather(self._world.check("verify checkpoint", lambda: _verify(final, duty)))
+        found = next(((hosts[rank], one) for rank, one in enumerate(findings) if one is not None), None)
+        if found is None:
             return
-        is_damaged = any(problem.is_damaged for problem in problems)
-        if is_damaged and self._world.rank == 0:
+        is_damaged = any(one.is_damaged for one in findings if one is not None)
+        if is_damaged and me == 0:
             with contextlib.suppress(OSError):
                 delete_checkpoint(final)
+        host, problem = found
         raise SaveError(
-            f"{final}: {problems[0].text}, right after it was saved{': it is removed again' if is_damaged else ''}. No older "
-            "checkpoint was deleted. Look at the disk and the memory of the host."
+            f"{final}: {problem.text}, as {host} reads it right after it was saved"
+            f"{': it is removed again' if is_damaged else ''}. No older checkpoint was deleted. Look at the disk, or the file "
+            "server, and at the memory of the hosts."
         )
 
     def _doomed(self, final: Path, warnings: list[str]) -> list[Path]:
@@ -186,14 +214,28 @@ def save_checkpoint(
     return store.publish(contents, part).path
 
 
+def readers(hosts: Sequence[str]) -> list[int]:
+    """For each rank (`hosts` are theirs) the one that reads back what it wrote: of the next host; on one host alone itself."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, host in enumerate(hosts):
+        ranks_of.setdefault(host, []).append(rank)
+    names = list(ranks_of)
+    found = list(range(len(hosts)))
+    for number, name in enumerate(names if len(names) > 1 else ()):
+        others = ranks_of[names[(number + 1) % len(names)]]
+        for index, rank in enumerate(ranks_of[name]):
+            found[rank] = others[index % len(others)]
+    return found
+
+
 def _naming_os_errors(path: Path, needed: int, fn: Callable[[], T]) -> T:
     try:
         return fn()
     except OSError as error:
         raise SaveError(
-            f"{error.filename or path}: the checkpoint could not be written: {error.strerror} ({free_bytes(path):,} bytes are "
-            f"free there, it takes about {needed:,}; a quota may allow less). Those before it are whole. Make room, then start "
-            "the same command again."
+            f"{error.filename or path}: the checkpoint could not be written: {error.strerror} ({describe_room(path)}, it takes "
+            f"about {needed:,} bytes; a quota may allow less). Those before it are whole. Make room, then start the same "
+            "command again."
         ) from error
 
 
@@ -255,13 +297,13 @@ def _manifest(contents: Contents, layout: str, parts: Sequence[Written], records
     )
 
 
-def _verify(final: Path, own: Written) -> _Problem | None:
-    """Read back what this rank wrote, from the disk where the system allows that; None if it is whole."""
-    for name, record in own.files.items():
+def _verify(final: Path, files: Mapping[str, FileRecord]) -> _Problem | None:
+    """Read files back, from the disk where the system allows that; None if they are whole."""
+    for name, record in files.items():
         with contextlib.suppress(OSError):
             drop_from_cache(final / name)
-        try:
-            found = again(lambda path=final / name: read_record(path))  # type: ignore[misc]
+        try:  # a host may see for some seconds no name that another one has just made
+            found = again(lambda path=final / name: read_record(path), also={errno.ENOENT})  # type: ignore[misc]
         except OSError as error:
             return _Problem(f"{name} cannot be read back ({error.strerror})", is_damaged=False)
         if (found.size, found.xxh3_128) != (record.size, record.xxh3_128):

@@ -3,6 +3,7 @@
 import os
 import resource
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,23 +11,34 @@ import pytest
 import torch
 
 from ds_recipes.checkpoint.load import find_newest
+from ds_recipes.checkpoint.retention import Keep
 from ds_recipes.errors import SaveError
+from ds_recipes.fsops import calls
 from ds_recipes.world.group import solo
 from tests.faults.flat_saves import armed
 from tests.nano import make_nano
 from tests.ranks.launch import fork_rank, wait_for
 from tests.ranks.training import train
-from tests.unit.checkpoint.flat_engine import FlatEngine, save, some_tensors
+from tests.unit.checkpoint.flat_engine import FlatEngine, publish, save, some_tensors
 
 DISK_BYTES = 400_000
+INODES = 40
 NO_MOUNT = "a small file system cannot be mounted here"
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
+    yield from mounted_disk(tmp_path / "disk", f"size={DISK_BYTES}")
+
+
+@pytest.fixture
+def few_inodes(tmp_path: Path) -> Iterator[Path]:
+    yield from mounted_disk(tmp_path / "disk", f"size={DISK_BYTES},nr_inodes={INODES}")
+
+
+def mounted_disk(folder: Path, size: str) -> Iterator[Path]:
     folder.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    options = ["-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
     try:
         mounted = subprocess.run(["mount", *options], capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
@@ -53,6 +65,42 @@ def test_a_full_disk_is_named_with_its_room_and_loses_nothing(small_disk: Path) 
     assert found is not None and found.manifest.step == 2 and not found.skipped
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
     save(run, 3, engine_of(50_000))
+    assert find_newest(run, solo()).manifest.step == 3  # type: ignore[union-attr]
+
+
+def test_a_disk_without_inodes_says_so_deletes_what_it_may_and_loses_nothing(few_inodes: Path) -> None:
+    run = few_inodes / "run"
+    save(run, 1, engine_of(4_000))
+    save(run, 2, engine_of(4_000))
+    others = few_inodes / "others"
+    others.mkdir()
+
+    def fill(leaving: int) -> None:
+        while os.statvfs(few_inodes).f_favail > leaving:
+            (others / str(time.monotonic_ns())).touch()
+
+    fill(leaving=2)
+    with pytest.raises(SaveError, match="no inode: it can hold no further file"):
+        save(run, 3, engine_of(4_000))
+    found = find_newest(run, solo())
+    assert found is not None and found.manifest.step == 2 and not found.skipped
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
+    for name in list(others.iterdir())[:6]:
+        name.unlink()
+    used = os.statvfs(few_inodes).f_favail
+
+    def take_the_last(call: calls.Call) -> None:
+        """Others take what is left right before the older checkpoint is to go."""
+        if call.kind == "rename" and call.path.name.startswith(".iter_0000003"):
+            fill(leaving=0)
+
+    calls.interceptor = take_the_last
+    try:
+        published = publish(run, 3, Keep(last=2), engine_of(4_000))
+    finally:
+        calls.interceptor = None
+    assert used >= 6 and any("name could not be noted" in warning for warning in published.warnings)
+    assert sorted(path.name for path in run.glob("iter_*")) == ["iter_0000002", "iter_0000003"]
     assert find_newest(run, solo()).manifest.step == 3  # type: ignore[union-attr]
 
 

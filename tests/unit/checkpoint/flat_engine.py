@@ -83,6 +83,16 @@ def publish(
     fence: Callable[[], None] = lambda: None,
 ) -> Published:
     """Save through the `Store` itself, with its answer."""
+    return publish_into(store_of(folder, keep, world, fence), step, engine, world, state)
+
+
+def store_of(folder: Path, keep: Keep, world: World | None = None, fence: Callable[[], None] = lambda: None) -> Store:
+    return Store(folder, world or solo(), "test-1", keep, fence)
+
+
+def publish_into(
+    store: Store, step: int, engine: Any = None, world: World | None = None, state: Mapping[str, Any] | None = None
+) -> Published:
     engine, world = engine or FlatEngine(some_tensors(step)), world or solo()
     part = Streamed(engine, own_ranges(engine.shards(), world, save_optimizer=True))
-    return Store(folder, world, "test-1", keep, fence).publish(contents(engine, step, state), part)
+    return store.publish(contents(engine, step, state), part)

@@ -14,7 +14,7 @@ from ds_recipes.checkpoint.manifest import MANIFEST
 from ds_recipes.checkpoint.retention import Keep, Retention, best_first, delete_checkpoint
 from ds_recipes.fsops import calls
 from ds_recipes.world.group import solo
-from tests.unit.checkpoint.flat_engine import publish, save
+from tests.unit.checkpoint.flat_engine import publish, publish_into, save, store_of
 
 LOSSES = st.one_of(st.none(), st.sampled_from([1.0, 2.0, 2.5, float("nan"), float("inf")]))
 SAVES = st.dictionaries(st.integers(1, 60), LOSSES, max_size=20)
@@ -124,6 +124,54 @@ def test_a_deletion_that_fails_is_told_and_made_up_for(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("iter_0000001"))
     assert publish(tmp_path, 4, Keep(last=2)).warnings == ()
     assert sorted(path.name for path in tmp_path.glob("iter_*")) == ["iter_0000003", "iter_0000004"]
+
+
+def test_what_nfs_keeps_of_a_deleted_file_is_told_once_and_goes_when_its_reader_has_gone(tmp_path: Path) -> None:
+    """A file that a program of this host has open is renamed instead of deleted, so its folder is not empty (nfs(5))."""
+    for step in (1, 2):
+        save(tmp_path, step)
+    is_open = True
+
+    def keep(call: calls.Call) -> None:
+        if call.kind == "unlink" and call.path.name.startswith(".nfs") and is_open:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(call.path))
+        if call.kind == "unlink" and "rank-" in call.path.name and ".iter_0000001" in str(call.path):
+            call.path.with_name(".nfs0000000012").write_bytes(call.path.read_bytes())
+
+    calls.interceptor = keep
+    store = store_of(tmp_path, Keep(last=2))
+    told = [publish_into(store, step).warnings for step in (3, 4, 5)]
+    assert [len(warnings) for warnings in told] == [1, 0, 0]
+    assert "iter_0000001 could not be deleted" in told[0][0] and "tried again at each save" in told[0][0]
+    assert [path.name for path in tmp_path.glob(".iter*")] == [".iter_0000001.deleted"]
+    found = find_newest(tmp_path, solo())
+    assert found is not None and found.manifest.step == 5 and not found.skipped
+    is_open = False
+    assert publish_into(store, 6).warnings == () and not list(tmp_path.glob(".iter*"))
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == ["iter_0000005", "iter_0000006"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [("unlink", errno.EROFS), ("unlink", errno.EBUSY), ("rename", errno.EBUSY), ("rmdir", errno.ENOTEMPTY)],
+)
+def test_a_folder_that_stays_in_the_way_is_told_once_and_harms_no_save(tmp_path: Path, kind: str, number: int) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+
+    def fail(call: calls.Call) -> None:
+        if call.kind == kind and "iter_0000001" in str(call.path):
+            raise OSError(number, "injected", str(call.path))
+
+    calls.interceptor = fail
+    store = store_of(tmp_path, Keep(last=2))
+    told = [publish_into(store, step).warnings for step in (3, 4)]
+    assert [len(warnings) for warnings in told] == [1, 0] and "injected" in told[0][0]
+    found = find_newest(tmp_path, solo())
+    assert found is not None and found.manifest.step == 4 and not found.skipped
+    calls.interceptor = None
+    assert publish_into(store, 5).warnings == ()
+    assert sorted(path.name for path in tmp_path.iterdir() if "iter" in path.name) == ["iter_0000004", "iter_0000005"]
 
 
 def test_a_half_deleted_one_does_not_count_and_goes_at_the_next_save(tmp_path: Path) -> None:

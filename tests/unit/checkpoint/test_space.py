@@ -82,7 +82,8 @@ def test_what_fits_is_said_what_may_not_is_a_warning_and_what_cannot_is_refused(
 
 def test_before_each_save_the_disk_is_looked_at(tmp_path: Path, monkeypatch) -> None:
     old = save(tmp_path, 1)
-    monkeypatch.setattr(store, "free_bytes", lambda path: 19_000)
+    for module in (store, space):
+        monkeypatch.setattr(module, "free_bytes", lambda path: 19_000)
     with pytest.raises(
         SaveError, match=r"iter_0000002.*not enough room.*19,000 bytes are free there, it takes about 60,"
     ):

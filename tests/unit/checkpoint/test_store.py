@@ -133,7 +133,7 @@ def test_what_is_read_back_otherwise_than_written_deletes_nothing(tmp_path: Path
 
     calls.interceptor = flip
     try:
-        with pytest.raises(SaveError, match=r"rank-.* is damaged .* right after it was saved"):
+        with pytest.raises(SaveError, match=r"rank-.* is damaged .* reads it right after it was saved"):
             publish(tmp_path, 3, Keep(last=2))
     finally:
         calls.interceptor = None
