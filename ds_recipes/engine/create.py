@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -15,6 +16,7 @@ from ds_recipes.engine.base import Engine
 from ds_recipes.errors import ConfigError
 from ds_recipes.models.attention import choose_attention
 from ds_recipes.models.load import ModelSource
+from ds_recipes.world.alike import Facts
 from ds_recipes.world.group import World, start
 from ds_recipes.world.hang.nccl import prepare_nccl
 from ds_recipes.world.intended import check_all_hosts_used, check_intended
@@ -29,8 +31,10 @@ def start_world(
     *configs: Config,
     wish: Callable[[], str | None] = lambda: None,
     note: Callable[[str, int], None] | None = None,
+    facts: Facts = MappingProxyType({}),
 ) -> World:
-    """Let the ranks meet, with what the engines of these settings need to communicate. `wish`, `note`: see `world.group.start`.
+    """Let the ranks meet, with what the engines of these settings need to communicate. `wish`, `note`, `facts`: see
+    `world.group.start`.
 
     Raises:
         StartError, StoppedEarly: as `world.group.start`.
@@ -43,7 +47,7 @@ def start_world(
     if torch.cuda.is_available():
         folder = Path(configs[0].checkpoint.save_checkpoint_path or ".").resolve() / "hang"
         prepare_nccl(os.environ, folder, collective_timeout_seconds)
-    world = start(place, timeout_seconds, collective_timeout_seconds, with_deepspeed, wish=wish, note=note)
+    world = start(place, timeout_seconds, collective_timeout_seconds, with_deepspeed, wish=wish, note=note, facts=facts)
     num_hosts = len(set(world.hosts))
     world.check("hosts", lambda: check_all_hosts_used(world.size, num_hosts, os.environ, expected))
     return world

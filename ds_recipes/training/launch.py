@@ -12,6 +12,7 @@ from ds_recipes.checkpoint.run_lock import RunLock, take
 from ds_recipes.config.schema import Config
 from ds_recipes.engine.create import start_world
 from ds_recipes.errors import TrainingError
+from ds_recipes.training.launch_facts import facts_of
 from ds_recipes.training.run_record import LAUNCH_VARIABLE, RunRecord, mark_failed
 from ds_recipes.training.stop import StopRequest
 from ds_recipes.training.trackers.group import check_trackers
@@ -65,7 +66,8 @@ def open_launch(config: Config, place: Place, started: float) -> Iterator[Launch
     assert config.checkpoint.save_checkpoint_path is not None
     folder = Path(config.checkpoint.save_checkpoint_path)
     stop = StopRequest(folder, place.rank == 0, restarts.launch_start(started), config.checkpoint.stop_after)
-    world = start_world(place, config, wish=stop.reason, note=_unmet(folder, config, place))
+    note = _unmet(folder, config, place)
+    world = start_world(place, config, wish=stop.reason, note=note, facts=facts_of(config))
     stop.hear(world.heard_stop)
     name = world.broadcast(os.environ.get(LAUNCH_VARIABLE) or uuid.uuid4().hex[:12])
     if config.hang.hang_monitor:

@@ -10,6 +10,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from ds_recipes.errors import DsRecipesError, PeerFailure, StartError, StoppedEarly, WorldError
+from ds_recipes.world.alike import Facts, check_alike
 from ds_recipes.world.channel import Channel, describe, name_ranks
 from ds_recipes.world.hang.activity import here
 from ds_recipes.world.hang.watch import HangWatch
@@ -258,15 +260,16 @@ def start(
     with_deepspeed: bool = True,
     wish: Callable[[], str | None] = lambda: None,
     note: Callable[[str, int], None] | None = None,
+    facts: Facts = MappingProxyType({}),
 ) -> World:
     """Bring all ranks together, and start DeepSpeed's communication on the same groups.
 
     `wish` says why this rank wants to stop, if it does; it is asked about for as long as the world lasts. `note` is for an
-    end before the ranks have met, see `World.note_failure`.
+    end before the ranks have met, see `World.note_failure`. `facts` must be the same on all ranks.
 
     Raises:
         StartError: ranks are missing, or rank 0 cannot be reached or heard within `timeout_seconds`.
-        WorldError: a rank has no GPU of its own, or hosts cannot reach each other by name.
+        WorldError: a rank has no GPU of its own, hosts cannot reach each other by name, or ranks have different `facts`.
         StoppedEarly: this rank is to stop, and the others do not come.
     """
     device = _device(place)
@@ -276,7 +279,8 @@ def start(
     store, channel = connect(place, timeout_seconds, patience)
     channel.wish, channel.note = wish, note
     store.set(f"barrier/{place.rank}", "0")
-    hellos = greet(store, place, _gpu_id(device), timeout_seconds, patience)
+    hellos = greet(store, place, _gpu_id(device), facts, timeout_seconds, patience)
+    check_alike(store, [hello.host for hello in hellos], [hello.facts for hello in hellos])
     check_hosts(hellos)
     world = World(place, device, [hello.host for hello in hellos])
     world._store, world._channel, world.meeting = store, channel, channel.meeting

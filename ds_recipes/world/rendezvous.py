@@ -6,14 +6,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from ds_recipes.errors import StartError, StoppedEarly, WorldError
 from ds_recipes.world import restarts
+from ds_recipes.world.alike import Facts, offer
 from ds_recipes.world.channel import Channel, describe, exit_status, name_ranks, show, show_once_a_host, wait_until
 from ds_recipes.world.resolve import Place
 from ds_recipes.world.socket_owner import describe_owner, find_owner
@@ -58,11 +60,12 @@ class Patience:
 
 @dataclass(frozen=True)
 class Hello:
-    """What a rank tells the others about itself. `gpu` is a GPU's own id, None on the CPU."""
+    """What a rank tells the others about itself. `gpu` is a GPU's own id, None on the CPU; `facts` a digest, see `alike.py`."""
 
     host: str
     gpu: str | None
     host_name_is_loopback: bool
+    facts: str
 
 
 def connect(place: Place, timeout_seconds: float, patience: Patience) -> tuple[Store, Channel]:
@@ -106,7 +109,9 @@ def next_meeting(store: Store, rank: int) -> int:
         store.compare_set("meeting", str(number), str(number + 1))
 
 
-def greet(store: Store, place: Place, gpu: str | None, timeout_seconds: float, patience: Patience) -> list[Hello]:
+def greet(
+    store: Store, place: Place, gpu: str | None, facts: Facts, timeout_seconds: float, patience: Patience
+) -> list[Hello]:
     """Wait until every rank has come, and return what each says about itself, by rank.
 
     Raises:
@@ -114,7 +119,7 @@ def greet(store: Store, place: Place, gpu: str | None, timeout_seconds: float, p
         StoppedEarly: see `Patience`.
     """
     host = socket.gethostname()
-    mine = Hello(host, gpu, _is_loopback(host))
+    mine = Hello(host, gpu, _is_loopback(host), offer(store, facts))
     store.set(f"hello/{place.rank}", json.dumps(asdict(mine)))
     keys = [f"hello/{rank}" for rank in range(place.size)]
     if place.rank == 0:
@@ -132,7 +137,12 @@ def greet(store: Store, place: Place, gpu: str | None, timeout_seconds: float, p
             all_came = patience.wait_until(lambda: store.check(["all_here"]), timeout_seconds + SPEAKS_FIRST_SECONDS)
         if not all_came:
             raise StartError(f"Rank 0 did not report within {timeout_seconds:.0f} s that all {place.size} ranks came.")
-    return [Hello(**hello) for hello in json.loads(store.get("all_here"))]
+    return [_hello(one) for one in json.loads(store.get("all_here"))]
+
+
+def _hello(said: Mapping[str, Any]) -> Hello:
+    """Other code than this may say less, or more."""
+    return Hello(said["host"], said["gpu"], said["host_name_is_loopback"], said.get("facts", ""))
 
 
 @contextmanager

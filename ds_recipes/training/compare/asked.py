@@ -12,6 +12,7 @@ from ds_recipes.config.plan import make_plan
 from ds_recipes.config.schema import SETTINGS
 from ds_recipes.config.seed_flags import translate
 from ds_recipes.errors import ConfigError
+from ds_recipes.training.launch_facts import facts_of
 from ds_recipes.world.resolve import resolve
 
 ENGINES: tuple[str, ...] = SETTINGS["engine"].metadata["limits"].choices
@@ -43,7 +44,7 @@ def compare_engines(argv: Sequence[str]) -> int:
     from ds_recipes.engine.create import start_world  # these import torch
     from ds_recipes.training.compare.run import compare_on
 
-    return compare_on(start_world(place, *configs), configs, asked.steps, asked.output)
+    return compare_on(start_world(place, *configs, facts=facts_of(*configs)), configs, asked.steps, asked.output)
 
 
 def read_asked(argv: Sequence[str]) -> Asked:
