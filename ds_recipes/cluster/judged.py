@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -25,6 +26,12 @@ from ds_recipes.errors import ConfigError
 
 TRAIN = "train.py"
 SIGNALS = ("TERM", "INT", "HUP", "USR1", "USR2")
+LAUNCHER_SECONDS = 60.0
+"""How long a launcher may stay after its run has failed: it may wait for a host that is gone without a word, for hours."""
+
+LEAVE_SECONDS = 10.0
+"""Between the signals TERM and KILL to such a launcher."""
+
 ASK_SECONDS = 5.0
 """Ranks that start after a STOP file was written take it for an old one, so it is written again this often."""
 
@@ -51,7 +58,7 @@ def run_judged(words: Sequence[str], env: Mapping[str, str], tool: Path) -> Verd
     except OSError as error:
         raise ConfigError([f"{words[0]}: cannot be started ({error.strerror or error})"]) from error
     with _Asking(run_folder, launcher) as asking:
-        status = launcher.wait()
+        status = _wait(launcher, lambda: _has_failed(run_folder, before))
         new = [found for found in launches_of(run_folder) if found not in before]
         if launch not in new and len(new) == 1:
             launch = new[0]  # this launcher does not hand variables on to the host of rank 0
@@ -94,6 +101,31 @@ def run_folder_of(words: Sequence[str]) -> Path:
     if config.checkpoint.save_checkpoint_path is None:
         raise ConfigError(["--save_checkpoint_path is missing: how a run went is read from its folder"])
     return Path(config.checkpoint.save_checkpoint_path)
+
+
+def _wait(launcher: "subprocess.Popen[bytes]", has_failed: Callable[[], bool]) -> int:
+    """The launcher's status; one that stays long after its run has failed is ended, with all that it started."""
+    since = None
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return launcher.wait(ASK_SECONDS)
+        since = (since or time.monotonic()) if has_failed() else None
+        if since is not None and time.monotonic() - since > LAUNCHER_SECONDS:
+            break
+    print(
+        f"the run has failed {LAUNCHER_SECONDS:.0f} s ago, and its launcher is still there: it is ended",
+        file=sys.stderr,
+    )
+    os.killpg(launcher.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return launcher.wait(LEAVE_SECONDS)
+    os.killpg(launcher.pid, signal.SIGKILL)
+    return launcher.wait()
+
+
+def _has_failed(run_folder: Path, before: Collection[str]) -> bool:
+    entries = launches_of(run_folder)
+    return any(entry.get("state") == "failed" for launch, entry in entries.items() if launch not in before)
 
 
 def _hear_no_limit() -> None:

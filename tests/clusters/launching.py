@@ -106,9 +106,17 @@ def on_one_host(
 
 
 def on_two_hosts(
-    launcher: str, hosts: Sequence[Host], folder: Path, program: Path, *argv: str, options: Sequence[str] = ()
+    launcher: str,
+    hosts: Sequence[Host],
+    folder: Path,
+    program: Path,
+    *argv: str,
+    options: Sequence[str] = (),
+    before: Sequence[str] = (),
 ) -> Launched:
-    """Start `program` with four ranks, from `folder` on the first host. `options` are torchrun's own."""
+    """Start `program` with four ranks, from `folder` on the first host. `options` are torchrun's own; the words `before` stand
+    before the launcher's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     hostfile = folder / "hostfile"
     hostfile.write_text("".join(f"{host.name} slots={RANKS_PER_HOST}\n" for host in hosts))
@@ -117,7 +125,7 @@ def on_two_hosts(
         nodes = ["--nnodes", str(len(hosts)), "--nproc_per_node", str(RANKS_PER_HOST)]
         meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{hosts[0].name}:{PORT}", "--rdzv_id", folder.name]
         interface = {"GLOO_SOCKET_IFNAME": INTERFACE}
-        words = ["torchrun", *nodes, *meeting, *options, *script]
+        words = [*before, "torchrun", *nodes, *meeting, *options, *script]
         started = [host.begin(words, folder, folder / f"output-{host.name}", interface) for host in hosts]
     else:
         if launcher == "mpirun":
@@ -126,7 +134,7 @@ def on_two_hosts(
         else:
             (folder / ".deepspeed_env").write_text(f"GLOO_SOCKET_IFNAME={INTERFACE}\n")
             words = ["deepspeed", "--hostfile", str(hostfile), "--master_port", PORT, *script]
-        started = [hosts[0].begin(words, folder, folder / f"output-{hosts[0].name}")]
+        started = [hosts[0].begin([*before, *words], folder, folder / f"output-{hosts[0].name}")]
     return Launched(folder, started, lambda: {pid: text for host in hosts for pid, text in host.processes().items()})
 
 
