@@ -4,14 +4,14 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ds_recipes.config.schema import Config, values_of
+from ds_recipes.training.run_record import versions
 
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "datasets", "peft", "triton")
-"""Those that decide about the result, or about whether ranks can talk to each other."""
+NO_MATTER = frozenset({"python", "ds-recipes", "mpi4py", "wandb"})
+"""Of what `run_record.versions` names: the code itself is compared, and rank 0 alone has trackers."""
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,13 +23,7 @@ def facts_of(*configs: Config) -> dict[str, str]:
 
 
 def _packages() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {name: found for name, found in versions().items() if name not in NO_MATTER}
 
 
 def _code() -> dict[str, str]:
@@ -41,7 +35,7 @@ def _code() -> dict[str, str]:
 
 
 def _settings(configs: tuple[Config, ...]) -> Iterator[tuple[str, str]]:
-    """A DeepSpeed JSON counts by its content: where it lies may differ."""
+    """The JSON of the engine counts by its content: where it lies may differ."""
     for name in values_of(configs[0]):
         if name != "ds_config":
             yield f"setting {name}", " | ".join(str(values_of(config)[name]) for config in configs)
@@ -49,7 +43,7 @@ def _settings(configs: tuple[Config, ...]) -> Iterator[tuple[str, str]]:
         yield from _entries({} if config.ds is None else config.ds.tree)
 
 
-def _entries(tree: Mapping[str, Any], above: str = "DeepSpeed JSON, ") -> Iterator[tuple[str, str]]:
+def _entries(tree: Mapping[str, Any], above: str = "ds_config ") -> Iterator[tuple[str, str]]:
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _entries(value, f"{above}{name}.")
