@@ -32,6 +32,9 @@ SKIP_REASON = "SLURM needs root and slurm-wlm, munge"
 NODES = ("node1", "node2")
 PREFIX = "ds-recipes-slurm-"
 START_SECONDS = 30.0
+KILL_WAIT_SECONDS = 10
+"""Between the SIGTERM and the SIGKILL to a job that is cancelled, or at its time limit."""
+
 ENDED_STATES = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 CONFIGURATION = """\
@@ -53,7 +56,7 @@ SelectTypeParameters=CR_Core
 GresTypes=gpu
 SlurmdParameters=config_overrides
 JobRequeue=1
-KillWait=10
+KillWait={kill_wait}
 MailProg=/bin/true
 SchedulerParameters=sched_min_interval=0,batch_sched_delay=0
 {nodes}
@@ -187,7 +190,9 @@ def _write_configuration(folder: Path) -> None:
         for node, port in zip(NODES, ports[1:], strict=True)
     ]
     host = socket.gethostname().split(".")[0]
-    text = CONFIGURATION.format(host=host, port=ports[0], folder=folder, nodes="\n".join(nodes))
+    text = CONFIGURATION.format(
+        host=host, port=ports[0], folder=folder, nodes="\n".join(nodes), kill_wait=KILL_WAIT_SECONDS
+    )
     (folder / "slurm.conf").write_text(text)
     for number in range(2):  # SLURM sets CUDA_VISIBLE_DEVICES for device files alone; these are /dev/null
         os.mknod(folder / f"nvidia{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))

@@ -20,7 +20,15 @@ import pytest
 
 from ds_recipes.cluster.job import DEEPSPEED, SRUN, TORCHRUN
 from ds_recipes.cluster.job_script import default_job, render
-from tests.clusters.slurm import ENDED_STATES, SKIP_REASON, Slurm, can_start, remove_leftovers, start_slurm
+from tests.clusters.slurm import (
+    ENDED_STATES,
+    KILL_WAIT_SECONDS,
+    SKIP_REASON,
+    Slurm,
+    can_start,
+    remove_leftovers,
+    start_slurm,
+)
 from tests.e2e.launchers import ROOT, run
 from tests.nano import make_nano
 from tests.ranks.training import metrics, train
@@ -182,6 +190,40 @@ def test_a_kill_of_a_rank_or_of_srun_fails_the_job_and_leaves_no_process(
         assert job.ends("FAILED").partition(":")[0] != "0"
     assert "ranks go on without their launcher" in of_srun.output
     assert "ranks go on without their launcher" not in of_rank.output
+
+
+LAST_SAVES = ("*.iter_000000[6-9].partial-*", "*.iter_00000[12]*.partial-*")
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        "kind=write rank=1",
+        pytest.param("kind=rename", marks=pytest.mark.slow),  # all is written, and not published yet
+        pytest.param("kind=fsync rank=0", marks=pytest.mark.slow),
+    ],
+)
+def test_a_job_whose_grace_ends_in_the_last_save_loses_nothing_that_was_published(
+    slurm: Slurm, nano: Path, tmp_path: Path, uninterrupted: list[tuple[Any, ...]], slow: str
+) -> None:
+    """SLURM's own SIGTERM, and SIGKILL to all of the job KillWait seconds later, while the ranks write."""
+    saves = [f"delay:120@1x9999 {slow} path={pattern}" for pattern in LAST_SAVES]
+    steps = "delay:1@6x9999 kind=append path=*metrics.jsonl"  # so that it is not complete before it is cancelled
+    faults = {"FAULT_TEST": "1", "DS_RECIPES_FAULTS": "; ".join([steps, *saves])}
+    flags = ("--save_interval_iteration", "5")
+    job = submit(dataclasses.replace(slurm, env=slurm.env | faults), nano, tmp_path / "run", arguments=flags)
+    job.reaches(6)
+    slurm.run("scancel", job.job)
+    slurm.wait_until_gone(job.job, "train.py", 2 * KILL_WAIT_SECONDS + GONE_SECONDS)
+    assert job.launches[0]["state"] == "running", "rank 0 was killed"
+    (unfinished,) = job.run.glob(".iter_*.partial-*")
+    assert list(unfinished.iterdir()), "the save was under way"
+    assert [path.name for path in job.run.glob("iter_*")] == ["iter_0000005"]
+    again = submit(slurm, nano, tmp_path / "run", arguments=flags)
+    assert again.ends("COMPLETED") == "0:0"
+    assert [launch["state"] for launch in again.launches] == ["failed", "complete"]
+    assert again.launches[1]["first_step"] == 5
+    assert history(again.run) == uninterrupted and not list(again.run.glob(".iter_*"))
 
 
 def test_outside_of_a_job_nothing_is_started(nano: Path, tmp_path: Path) -> None:
