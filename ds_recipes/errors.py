@@ -63,6 +63,10 @@ class TrainingError(DsRecipesError):
     """The run cannot go on: non-finite steps in a row, a step without targets."""
 
 
+class DeviceError(TrainingError):
+    """A GPU, its driver or a kernel failed on some rank, or a GPU's memory was not enough."""
+
+
 class SaveError(TrainingError):
     """A checkpoint could not be written. Those before it are whole."""
 

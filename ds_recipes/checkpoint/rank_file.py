@@ -38,15 +38,19 @@ class Written:
 
 
 class Part(Protocol):
-    """What one rank puts into a checkpoint. `num_bytes` is about what it will write; `layout` the manifest's word for it."""
+    """What one rank puts into a checkpoint. `num_bytes` is about what it will write; `layout` the manifest's word for it.
+
+    Ranks wait for each other in `write` where it `communicates`.
+    """
 
     layout: str
+    communicates: bool
 
     @property
     def num_bytes(self) -> int: ...
 
     def write(self, partial: Path) -> Written:
-        """Write this rank's files into a folder that exists. No communication.
+        """Write this rank's files into a folder that exists.
 
         Raises:
             OSError: with the path.
@@ -58,6 +62,7 @@ class Streamed:
     """This rank's ranges straight out of the engine, which must not train meanwhile. No second copy of the state."""
 
     layout = RANGES
+    communicates = False
 
     def __init__(self, engine: Engine, ranges: tuple[OwnRange, ...]) -> None:
         self._engine = engine

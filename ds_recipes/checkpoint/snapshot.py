@@ -22,6 +22,7 @@ class Snapshot:
     """This rank's ranges as they were at the last `take`."""
 
     layout = RANGES
+    communicates = False
 
     def __init__(self, ranges: tuple[OwnRange, ...], pinned: bool) -> None:
         """Take the memory for these ranges, still empty. `pinned` lets a GPU copy into it without a detour."""

@@ -76,13 +76,13 @@ class Store:
         partial = self._folder / f".{final.name}.partial-{self._attempt}"
         needed = int(self._world.sum([part.num_bytes])[0])
 
-        def on_all(name: str, fn: Callable[[], T]) -> T:
-            return self._world.check(name, lambda: _naming_os_errors(partial, needed, fn))
+        def on_all(name: str, fn: Callable[[], T], communicates: bool = False) -> T:
+            return self._world.check(name, lambda: _naming_os_errors(partial, needed, fn), communicates)
 
         try:
             on_all("make checkpoint folder", lambda: self._make(partial, needed) if self._world.rank == 0 else None)
             on_all("see checkpoint folder", lambda: again(lambda: calls.size_of(partial), also={errno.ENOENT}))
-            own = on_all("write checkpoint", lambda: part.write(partial))
+            own = on_all("write checkpoint", lambda: part.write(partial), part.communicates)
             parts, generators = self._world.gather(own), self._world.gather(contents.generators)
 
             def finish() -> dict[str, FileRecord]:

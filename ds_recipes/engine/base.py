@@ -3,11 +3,13 @@
 The cut lies where DeepSpeed's own lies: `update` is clip, optimizer step and zero-grad in one.
 """
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -19,6 +21,9 @@ from ds_recipes.engine.unused import Usage
 from ds_recipes.errors import ConfigError
 from ds_recipes.models.loss_head import learn_transform
 from ds_recipes.ranges import RangeReader
+from ds_recipes.world.device_errors import naming_device_errors
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,18 @@ class Sink(Protocol):
 
 
 class Engine(ABC):
-    """A sharded model with its optimizer. No engine owns a schedule, a loss convention or a loop."""
+    """A sharded model with its optimizer. No engine owns a schedule, a loss convention or a loop.
+
+    What torch raises of a GPU comes out of each of its calls as a `DeviceError` that names the call.
+    """
 
     model: PreTrainedModel
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in calls_of_engines():
+            if name in vars(cls) or getattr(cls, name) is getattr(Engine, name):
+                setattr(cls, name, _naming_itself(getattr(cls, name)))
 
     @property
     def attention(self) -> str:
@@ -178,3 +192,31 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release the engine's hold on the model. The process group ends with the world, not here."""
+
+
+def calls_of_engines() -> list[str]:
+    """The names of the calls that make up the interface."""
+    return [name for name, member in vars(Engine).items() if inspect.isfunction(member) and not name.startswith("_")]
+
+
+def _naming_itself(method: Callable[..., Any]) -> Callable[..., Any]:
+    """`method` of an engine, with its own name in what torch raises of a GPU; of an iterator, at each step too."""
+
+    @functools.wraps(method)
+    def call(engine: Engine, *arguments: Any, **named: Any) -> Any:
+        name = f"{type(engine).__name__}.{method.__name__}"
+        with naming_device_errors(name):
+            result = method(engine, *arguments, **named)
+        return _each(result, name) if isinstance(result, Iterator) else result
+
+    return call
+
+
+def _each(items: Iterator[T], name: str) -> Iterator[T]:
+    while True:
+        with naming_device_errors(name):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item

@@ -15,6 +15,7 @@ from ds_recipes.data.batch import MicroBatch, one_document, second_of_three
 from ds_recipes.engine.base import Engine
 from ds_recipes.errors import DsRecipesError, InputError
 from ds_recipes.models.load import ModelSource
+from ds_recipes.world.device_errors import device_error
 from ds_recipes.world.group import World
 
 CHECK_TOKENS = 8
@@ -40,22 +41,25 @@ def check_model(
     Raises:
         InputError: as the checks below; or the model's own code fails on a few tokens.
     """
-    world.check("loss head", lambda: _of_the_model(source, lambda: check_loss_head(engine, source, precision)))
-    world.check("causality", lambda: _of_the_model(source, lambda: check_causality(engine, source, precision)))
+
+    def checked(name: str, check: Callable[[], None]) -> None:
+        world.check(name, lambda: _of_the_model(source, check), communicates=True)
+
+    checked("loss head", lambda: check_loss_head(engine, source, precision))
+    checked("causality", lambda: check_causality(engine, source, precision))
     if advice is not None:
-        world.check(
-            "isolation of documents",
-            lambda: _of_the_model(source, lambda: check_isolation(engine, source, precision, context_size, advice)),
-        )
+        checked("isolation of documents", lambda: check_isolation(engine, source, precision, context_size, advice))
 
 
 def _of_the_model(source: ModelSource, check: Callable[[], None]) -> None:
     """Run a check; what the model's code raises becomes an error for users. Errors of communication stay as they are."""
     try:
         check()
-    except (DsRecipesError, torch.OutOfMemoryError):
+    except DsRecipesError:
         raise
     except Exception as error:
+        if device_error(error) is not None:
+            raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
         if any(part in frame.filename for part in ("torch/distributed/", "deepspeed/")):
             raise

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from ds_recipes.errors import DsRecipesError, LauncherGone, PeerFailure, StoppedEarly
+from ds_recipes.errors import DeviceError, DsRecipesError, LauncherGone, PeerFailure, StoppedEarly
 from ds_recipes.world import launcher_watch, restarts
 from ds_recipes.world.resolve import Place
 
@@ -137,7 +137,7 @@ class Channel:
         store, place = self._store, self._place
         if isinstance(error, PeerFailure):
             wait_until(lambda: store.check(["failure"]), PEER_SECONDS)
-        text = describe(error) + self._whereabouts(error)
+        text = _traceback(error) + describe(error) + self._whereabouts(error)
         claim = json.dumps({"rank": place.rank, "status": status, "text": text, "reason": _reason(error)})
         first = json.loads(store.compare_set("failure", "", claim))
         self._note(str(first["reason"]), int(first["status"]))
@@ -250,6 +250,13 @@ def describe(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"The program left with {error.code!r}."
     return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _traceback(error: BaseException) -> str:
+    """Where torch raised what a device's error was made of; nothing for any other error."""
+    if not isinstance(error, DeviceError) or error.__cause__ is None:
+        return ""
+    return "".join(traceback.format_exception(error.__cause__)) + "\n"
 
 
 def name_ranks(ranks: list[int]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from ds_recipes.errors import DsRecipesError, LauncherGone, StartError, StoppedEarly
 from ds_recipes.world import channel, launcher_watch, restarts
+from ds_recipes.world.device_errors import device_error
 from ds_recipes.world.resolve import is_speaker, resolve
 from ds_recipes.world.signals import first_signal
 
@@ -42,7 +43,7 @@ def run_guarded(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> in
     try:
         status = _run(main, argv)
     except BaseException as error:
-        cause = launcher_watch.cause_of(error)
+        cause = device_error(error) or launcher_watch.cause_of(error)
         if channel.current is not None:
             channel.current.fail(cause)
         if isinstance(error, SystemExit):  # --help

@@ -18,9 +18,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from ds_recipes.errors import DsRecipesError, PeerFailure, StartError, StoppedEarly, WorldError
+from ds_recipes.errors import DeviceError, DsRecipesError, PeerFailure, StartError, StoppedEarly, WorldError
 from ds_recipes.world.alike import Facts, check_alike
 from ds_recipes.world.channel import Channel, describe, name_ranks
+from ds_recipes.world.device_errors import device_error
 from ds_recipes.world.hang.activity import here
 from ds_recipes.world.hang.watch import HangWatch
 from ds_recipes.world.rendezvous import Hello, Patience, check_hosts, connect, greet
@@ -189,8 +190,11 @@ class World:
                 f"(on {', '.join(sorted({self.hosts[rank] for rank in late}))})."
             ) from error
 
-    def check(self, name: str, fn: Callable[[], T]) -> T:
+    def check(self, name: str, fn: Callable[[], T], communicates: bool = False) -> T:
         """Run `fn` on every rank and return this rank's result, if it succeeds on all of them.
+
+        Where `fn` itself communicates, a device or code that fails on one rank alone cannot be told here: the others wait for
+        that rank in `fn`. It is raised at once, and ends them through the side channel.
 
         Raises:
             DsRecipesError: the same error on all ranks, if any had one that is meant for users.
@@ -205,7 +209,9 @@ class World:
         except StoppedEarly as error:
             broken_off = error.reason
         except Exception as error:
-            failure = error
+            failure = device_error(error) or error
+            if communicates and (isinstance(failure, DeviceError) or not isinstance(failure, DsRecipesError)):
+                raise failure from failure.__cause__
         verdict = None if failure is None else (type(failure), describe(failure))
         answers = self.gather((verdict, broken_off or self.wish_to_stop()))
         failures = {rank: verdict for rank, (verdict, _) in enumerate(answers) if verdict is not None}

@@ -63,7 +63,7 @@ def plain(argv: Sequence[str]) -> int:
         ("fsdp", "bf16", False),
         pytest.param("fsdp", "fp32", False, marks=pytest.mark.slow),
         pytest.param("fsdp", "bf16", True, marks=pytest.mark.slow),
-        ("deepspeed", "fp32", False),
+        pytest.param("deepspeed", "fp32", False, marks=pytest.mark.slow),
         pytest.param("deepspeed", "fp32", True, marks=pytest.mark.slow),
         pytest.param("deepspeed", "bf16", False, marks=pytest.mark.slow),
         pytest.param("deepspeed", "bf16", True, marks=pytest.mark.slow),

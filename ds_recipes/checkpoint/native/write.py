@@ -95,6 +95,7 @@ class NativePart:
     """What this rank writes of a checkpoint after `step`, out of an engine that must not train meanwhile."""
 
     layout = LAYOUT
+    communicates = True
 
     def __init__(self, engine: Engine, world: World, step: int) -> None:
         self._engine = engine
