@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -73,3 +74,7 @@ def _act(plan: Mapping[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(),) * 2)
     else:
         os.kill(os.getpid(), signal.Signals[plan["act"]])
+
+
+if __name__ == "__main__":
+    sys.exit(signalled(sys.argv[1:]))
