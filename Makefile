@@ -4,6 +4,7 @@
 # make setup        .venv and the embedded default; TORCH=keep|cpu|VERSION, PYTHON=python3.12
 # make test-all     the longer sweeps too
 # make faults       whole runs with faults in them: ROUNDS=200 SEED=1 (CONTRIBUTING.md)
+# make mutants      hand-made faults, and whether the tests catch each: WORKERS=2 (CONTRIBUTING.md)
 # make gpu-test     tests that need a GPU, with the machine's own torch
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all faults check setup gpu-test clean
+.PHONY: quickstart test test-all faults mutants check setup gpu-test clean
 
 quickstart: setup
 	$(BIN)/python tools/quickstart.py
@@ -27,6 +28,9 @@ test-all: setup
 faults: setup
 	CUTS=500 $(BIN)/python -m pytest tests/faults
 	$(BIN)/python -m tests.faults --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+mutants: setup
+	$(BIN)/python -m tests.mutants --workers $(WORKERS)
 
 check: setup
 	$(BIN)/ruff format --check .

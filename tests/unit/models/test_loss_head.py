@@ -54,15 +54,62 @@ def test_a_frozen_head_gets_no_gradient_and_costs_none():
     assert hidden.grad is not None
 
 
-def test_bfloat16_tracks_float32():
+@pytest.mark.parametrize(
+    "transform",
+    [
+        LogitTransform(),
+        LogitTransform(scale=0.3),
+        LogitTransform(scale=2.0, cap=3.0),
+        LogitTransform(cap=5.0),
+        LogitTransform(columns=40),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_in_bfloat16_all_but_the_matrix_products_is_float32(monkeypatch, transform, with_bias):
+    """The loss is that of the bfloat16 logits in float64; gradients lose no more than the products' own rounding."""
+    vocabulary, width, targets = 53, 32, 300
+    monkeypatch.setitem(loss_head.CHUNK_ELEMENTS, "cpu", 64 * vocabulary)
     torch.manual_seed(0)
-    hidden, weight, target_ids = torch.randn(300, 32), torch.randn(97, 32) / 6, torch.randint(0, 97, (300,))
-    low = [tensor.bfloat16().requires_grad_() for tensor in (hidden, weight)]
-    high = [tensor.bfloat16().double().requires_grad_() for tensor in (hidden, weight)]
-    token_loss_sum(*low, None, target_ids, LogitTransform()).backward()
-    plain_loss(*high, None, target_ids, LogitTransform()).backward()
+    inputs = [torch.randn(targets, width), torch.randn(vocabulary, width) / 3, torch.randn(vocabulary)]
+    low = [tensor.bfloat16().requires_grad_() for tensor in inputs[: 2 + with_bias]]
+    high = [tensor.detach().double().requires_grad_() for tensor in low]
+    target_ids = torch.randint(0, 40, (targets,))
+    loss = token_loss_sum(low[0], low[1], low[2] if with_bias else None, target_ids, transform)
+    loss.backward()
+    logits = functional.linear(low[0], low[1], low[2] if with_bias else None).detach()
+    exact = oracle_of_logits(logits.double(), target_ids, transform)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), exact, rtol=2e-6, atol=0)
+    scores = functional.linear(high[0], high[1], high[2] if with_bias else None)
+    oracle_of_logits(scores, target_ids, transform).backward()
     for mine, reference in zip(low, high, strict=True):
         assert mine.grad.dtype == torch.bfloat16
+        assert (mine.grad.double() - reference.grad).norm() / reference.grad.norm() < 5e-3
+
+
+def oracle_of_logits(logits, target_ids, transform):
+    scores = logits * transform.scale
+    if transform.cap is not None:
+        scores = transform.cap * torch.tanh(scores / transform.cap)
+    return functional.cross_entropy(scores[:, : transform.columns], target_ids, reduction="sum")
+
+
+def test_gradients_of_very_many_chunks_are_summed_in_float32(monkeypatch):
+    """In bfloat16 a sum stands still once what is added is less than its 256th part."""
+    vocabulary, width, chunks = 5, 4, 600
+    monkeypatch.setitem(loss_head.CHUNK_ELEMENTS, "cpu", 64 * vocabulary)
+    torch.manual_seed(0)
+    hidden = (1 + torch.randn(64 * chunks, width) / 8).bfloat16()
+    low = [
+        torch.randn(vocabulary, width).div(9).bfloat16().requires_grad_(),
+        torch.zeros(vocabulary).bfloat16().requires_grad_(),
+    ]
+    high = [tensor.detach().double().requires_grad_() for tensor in low]
+    target_ids = torch.zeros(len(hidden), dtype=torch.int64)
+    token_loss_sum(hidden, *low, target_ids, LogitTransform()).backward()
+    plain_loss(hidden.double(), *high, target_ids, LogitTransform()).backward()
+    for mine, reference in zip(low, high, strict=True):
         assert (mine.grad.double() - reference.grad).norm() / reference.grad.norm() < 1e-2
 
 

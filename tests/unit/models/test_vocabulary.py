@@ -178,6 +178,17 @@ def test_any_slice_is_that_slice_of_the_whole(grown_sources, data: st.DataObject
         assert torch.equal(out.float(), flat[start : start + count])
 
 
+def test_a_slice_that_cuts_old_and_new_rows_anywhere(grown_sources) -> None:
+    for source, expected in grown_sources:
+        reader = source.initial_weights(CPU)
+        for name in [name for name in reader.names if source.vocabulary_size in reader.shape(name)]:
+            flat, width = expected[name].reshape(-1), expected[name][0].numel()
+            for start in (flat.numel() - 2 * width - width // 2, flat.numel() - width // 3, 90 * width + 1):
+                out = torch.full((flat.numel() - start - width // 4,), float("nan"))
+                reader.read_into("fp32", name, start, out)
+                assert torch.equal(out, flat[start : start + len(out)])
+
+
 def test_random_rows_are_the_models_size_and_depend_on_seed_name_and_row() -> None:
     shapes = {"embedding": (40_000, 64), "head": (40_000, 64), "bias": (40_000,)}
     make, other_seed = random_rows(5, 0.02, shapes), random_rows(6, 0.02, shapes)
