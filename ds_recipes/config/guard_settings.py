@@ -16,6 +16,13 @@ class GuardConfig:
         unit="steps",
         least=1,
     )
+    checksum_interval: int = setting(
+        0,
+        "Every so many steps, and in each step that a planned save follows, compare what ranks hold alike and two runs of a "
+        "micro-batch; a difference, which is silent corruption, ends the run before the next save. 0: never.",
+        unit="steps",
+        least=0,
+    )
     spike_window: int = setting(
         128, "Losses of so many latest good steps say what is normal; 0 turns the watch off.", unit="steps", least=0
     )

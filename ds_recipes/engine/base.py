@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord
 from ds_recipes.engine.inputs import PROBE_IDS
+from ds_recipes.engine.replicas import Replica
 from ds_recipes.engine.unused import Usage
 from ds_recipes.errors import ConfigError
 from ds_recipes.models.loss_head import learn_transform
@@ -121,11 +122,30 @@ class Engine(ABC):
         """Clip, step with the given learning rate and clear the gradients."""
 
     @abstractmethod
+    def loss_and_input_gradients(self, batch: MicroBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The sum of a batch's token losses, and its derivatives by what the embedding gave, [..., hidden] each.
+
+        Without dropout. Collective, and only between two steps; parameters and their gradients stay as they are.
+        """
+
     def input_gradient(self, batch: MicroBatch) -> torch.Tensor:
         """How much the sum of a batch's token losses depends on the input at each position, [rows * context], float32.
 
         The largest absolute derivative by an element of the position's embedding; exactly 0 where nothing depends on it.
         Without dropout. Collective, and only between two steps; parameters and their gradients stay as they are.
+        """
+        _, gradients = self.loss_and_input_gradients(batch)
+        return torch.stack([one.float().abs().flatten(0, -2).amax(-1) for one in gradients]).amax(0)
+
+    def replicas_between_steps(self) -> list[Replica]:
+        """The buffers that other ranks hold too: a step may change them on each rank by itself. Collective."""
+        return []
+
+    @abstractmethod
+    def replicas_before_update(self) -> list[Replica]:
+        """The parameters and optimizer state that other ranks hold too, after a step's last backward. No communication.
+
+        `update` may write some of them anew from the shards, and so hide that one was wrong.
         """
 
     @abstractmethod

@@ -5,7 +5,6 @@ Each rank changes them by its own rows, so after a step each gets the mean over 
 first step; see docs/decisions/0020-saved-buffers.md.
 """
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ds_recipes.engine.replicas import Replica, digests
 from ds_recipes.errors import TrainingError
 from ds_recipes.models.skeleton import saved_buffers
 from ds_recipes.ranges import RangeReader
@@ -28,6 +28,8 @@ class SavedBuffers:
         """`computes_again`: blocks run a second time in backward (activation checkpointing)."""
         self._world = world
         self._computes_again = computes_again
+        self._model = model
+        self._constants: dict[str, tuple[int, int]] = {}
         self._homes: dict[str, tuple[nn.Module, str]] = {}
         for name in saved_buffers(model):
             path, _, key = name.rpartition(".")
@@ -46,6 +48,17 @@ class SavedBuffers:
             found[name] = buffer
         return found
 
+    def replicas(self) -> list[Replica]:
+        """The buffers that ranks hold alike between two steps, unsaved ones that no rank's forward changes too. Collective."""
+        now = self._unsaved_marks()
+        changed = [name for name, mark in self._constants.items() if now.get(name) != mark]
+        changing = {name for names in self._world.gather(changed) for name in names}
+        return [
+            Replica(f"the buffer {name}", buffer)
+            for name, buffer in self._model.named_buffers()
+            if name in self._homes or (name in self._constants and name not in changing)
+        ]
+
     def copies(self) -> dict[str, torch.Tensor]:
         """Their values now, in host memory, for a checkpoint. Every rank must call it.
 
@@ -55,7 +68,7 @@ class SavedBuffers:
         if not self._homes:
             return {}
         mine = {name: buffer.detach().to("cpu", copy=True) for name, buffer in self.tensors().items()}
-        sums = {name: _fingerprint(tensor) for name, tensor in mine.items()}
+        sums = dict(zip(mine, digests(mine.values(), torch.device("cpu")), strict=True))
         for rank, theirs in enumerate(self._world.gather(sums)):
             different = [name for name in sums if theirs[name] != sums[name]]
             if different:
@@ -68,6 +81,7 @@ class SavedBuffers:
     @torch.no_grad()
     def load(self, reader: RangeReader) -> None:
         """Fill them. No communication."""
+        self._constants = self._constants or self._unsaved_marks()  # the library has moved them by now
         if not self._homes:
             return
         saved = reader.buffers
@@ -163,6 +177,10 @@ class SavedBuffers:
         """What tells without a look at the values whether a buffer was written to or replaced."""
         return {name: (id(buffer), buffer._version) for name, buffer in self.tensors().items()}
 
+    def _unsaved_marks(self) -> dict[str, tuple[int, int]]:
+        saved = saved_buffers(self._model)
+        return {name: (id(one), one._version) for name, one in self._model.named_buffers() if name not in saved}
+
     def _changed_since(self, marks: Mapping[str, tuple[int, int]]) -> set[str]:
         return {name for name, mark in self._marks().items() if marks[name] != mark}
 
@@ -188,8 +206,3 @@ class SavedBuffers:
             yield
         finally:
             self._put(own)
-
-
-def _fingerprint(tensor: torch.Tensor) -> str:
-    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return hashlib.blake2b(raw, digest_size=8).hexdigest()

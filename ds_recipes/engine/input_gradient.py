@@ -12,10 +12,10 @@ from ds_recipes.engine.activations import ActivationRecord
 from ds_recipes.errors import InputError
 
 
-def input_gradient(
+def loss_and_input_gradients(
     model: PreTrainedModel, loss_of: Callable[[], torch.Tensor], activations: ActivationRecord | None
-) -> torch.Tensor:
-    """The largest absolute derivative of `loss_of()` by an element of each position's embedding, [positions], float32.
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What `loss_of()` is, and its derivatives by what the model's embedding gives, [..., hidden] each, in its dtype.
 
     `loss_of` runs the model once. Activations are kept for it, not computed again.
 
@@ -32,11 +32,10 @@ def input_gradient(
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     finally:
         model.train(was_training)
-    found = [
-        torch.zeros_like(leaf) if gradient is None else gradient
+    return loss.detach(), [
+        torch.zeros_like(leaf) if gradient is None else gradient.detach()
         for leaf, gradient in zip(leaves, gradients, strict=True)
     ]
-    return torch.stack([one.detach().float().abs().flatten(0, -2).amax(-1) for one in found]).amax(0)
 
 
 @contextmanager

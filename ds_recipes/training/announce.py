@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ds_recipes.checkpoint.load import Found
 from ds_recipes.config.plan import Plan
@@ -16,6 +17,7 @@ from ds_recipes.models.attention import rope_note
 from ds_recipes.models.weight_decay import Decay, weight_decay_of
 from ds_recipes.training.inputs import Inputs
 from ds_recipes.training.launch import Launch
+from ds_recipes.training.run_record import is_pure_low_precision
 from ds_recipes.training.state import TrainingState
 from ds_recipes.training.trackers.console import is_terminal
 
@@ -74,19 +76,34 @@ def announce_engine(
         )
     if launch.world.rank == 0:
         show_table(engine.describe(), sys.stdout)
+        if launch.record is not None:
+            launch.record.write_precision(engine.describe())
     if found is not None:
         launch.say(f"continuing from {found.path} (step {state.step} of {plan.total_steps})")
 
 
+NO_MASTERS = "no float32 master weights: updates below a weight's rounding are lost"
+
+
 def show_table(description: Mapping[str, Any], stream: TextIO) -> None:
-    """Print what an engine says of its precision and sharding: a table on a terminal, else one plain line an entry."""
-    rows = [(key.replace("_", " "), str(value)) for key, value in description.items() if value is not None]
+    """Print what an engine says of its precision and sharding: a table on a terminal, else one plain line an entry.
+
+    Master weights below float32 are shown in red, in plain lines as a warning.
+    """
+    warned = {"master"} if is_pure_low_precision(description) else set()
+    rows = [
+        (key.replace("_", " "), f"{value} ({NO_MASTERS})" if key in warned else str(value), key in warned)
+        for key, value in description.items()
+        if value is not None
+    ]
     if is_terminal(stream):
         table = Table(title="Precision and sharding", show_header=False)
-        for row in rows:
-            table.add_row(*row)
+        for name, value, is_warning in rows:
+            style = "bold red" if is_warning else ""
+            table.add_row(Text(name, style), Text(value, style))
         Console(file=stream).print(table, markup=False)
         return
-    width = max(len(name) for name, _ in rows)
-    print("\n".join(["precision and sharding:", *(f"  {name:<{width}}  {value}" for name, value in rows)]), file=stream)
+    width = max(len(name) for name, *_ in rows)
+    lines = [f"  {name:<{width}}  {'warning: ' if is_warning else ''}{value}" for name, value, is_warning in rows]
+    print("\n".join(["precision and sharding:", *lines]), file=stream)
     stream.flush()

@@ -85,6 +85,7 @@ def _save_last_good(run: Run, good: TrainingState) -> str:
     try:
         run.saving.wait()
         if good.step > _step_of(run.saving.last_saved):
+            run.checksums.before_save(good.step, good.data_hash)
             run.saving.save(good, None, must_succeed=True)
     except SaveError as error:
         return f"They could not be saved: {error} "

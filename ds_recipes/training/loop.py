@@ -42,6 +42,7 @@ def _train(run: Run) -> int:
         if stop_reason is not None:
             break
         evaluation = None
+        run.checksums.begin_step(state.step + 1, group[0])
         losses = [run.world.progressed(run.engine.backward(batch, scale=1 / totals.target_tokens)) for batch in group]
         outcome = update(run, losses, totals, state)
         run.meter.end_step(totals.tokens)
@@ -97,6 +98,7 @@ def update(run: Run, losses: Sequence[torch.Tensor], totals: StepTotals, state: 
     loss = StepLoss(losses)
     (first,), _ = run.stream.skips.next_positions(state.position, 1)
     lr = lr_at(state.schedule_step, run.plan)
+    run.checksums.before_update(state.step + 1, lr, run.stream.data_hash)
     result = run.engine.update(lr)
     return StepOutcome(
         totals=totals,
@@ -153,6 +155,7 @@ def finish(run: Run, state: TrainingState, stop_reason: str | None, evaluation: 
     """Publish the last checkpoint, then record how the launch ended. Complete means that the last step is durable."""
     has_trained = state.step != run.state.step
     if has_trained:
+        run.checksums.before_save(state.step, state.data_hash)
         run.saving.save(state, evaluation, must_succeed=True)
     if stop_reason is not None:
         run.stop.honoured()

@@ -10,6 +10,7 @@ from ds_recipes.config.plan import make_plan
 from ds_recipes.data.skips import Skips
 from ds_recipes.data.stream import Stream
 from ds_recipes.errors import CheckpointError, TrainingError
+from ds_recipes.training.checksums import CHECKSUM_STEP
 from ds_recipes.training.guard import Rewind, SpikeRow
 from ds_recipes.training.hurried import Counted
 from ds_recipes.training.leaving_out import how_to_leave_out
@@ -62,6 +63,7 @@ def _go_back(run: Run, found: Found, done: Rewind) -> TrainingState:
     run.plan = make_plan(run.config, run.world.size, run.corpus.num_rows, skips.ranges)
     reader = Counted(open_reader(found.path, found.manifest))
     state = load_start(run.config, run.engine, reader, found, run.world)
+    run.checksums.passed_step = found.state.get(CHECKSUM_STEP)
     run.guard.go_back(found.state.get("guard"), done)
     run.stream.close()
     run.stream = Stream(

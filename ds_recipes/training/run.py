@@ -14,6 +14,7 @@ from ds_recipes.config.schema import Config
 from ds_recipes.data.corpus import Corpus
 from ds_recipes.data.stream import EvalStream, Stream
 from ds_recipes.engine.base import Engine
+from ds_recipes.training.checksums import CHECKSUM_STEP, Checksums
 from ds_recipes.training.guard import Guard
 from ds_recipes.training.meter import StepMeter
 from ds_recipes.training.norms import state_norms
@@ -50,6 +51,7 @@ class Run:
     notes: Mapping[str, Any]  # further entries of state.json, for later launches
     attempt: str  # this launch's own name for what it makes in the run folder
     saving: Saving = field(init=False)  # which asks for `record`
+    checksums: Checksums = field(init=False)  # which asks for `saves_after`
     longest_evaluation_seconds: float = 0.0
     owes_evaluation: bool = False  # the one after the step that the run continues from was abandoned
 
@@ -99,6 +101,7 @@ class Run:
             "data_files": self.corpus.files,
             "skip_samples": self.stream.skips.ranges,
             "guard": self.guard.to_json(),
+            CHECKSUM_STEP: self.checksums.passed_step,
             **self.notes,
         }
 

@@ -29,6 +29,8 @@ from ds_recipes.fsops.durable import replace_file
 LAUNCH_VARIABLE = "DS_RECIPES_LAUNCH"
 PACKAGES = ("ds-recipes", "torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "mpi4py", "wandb")
 GIT_SECONDS = 5
+PRECISION = ("parameters", "master", "moments", "gradient_accumulation", "reduction", "autocast")
+"""What `Engine.describe` says of dtypes."""
 LOST = {"state": "failed", "reason": "ended without a word (killed, or its host went down)"}
 
 
@@ -88,6 +90,12 @@ class RunRecord:
         """Note the last step done; it is written when the launch ends."""
         self._entry["last_step"] = step
 
+    def write_precision(self, description: Mapping[str, Any]) -> None:
+        """Record the dtypes of what an engine describes, and whether it trains without float32 master weights."""
+        self._entry["precision"] = {name: description.get(name) for name in PRECISION}
+        self._entry["pure_low_precision"] = is_pure_low_precision(description)
+        self._write()
+
     def write_ds_config(self, effective: Mapping[str, Any]) -> None:
         """Write the effective JSON, nothing left open in it, to `ds_config.json`."""
         replace_file(self._folder / "ds_config.json", (json.dumps(effective, indent=2) + "\n").encode())
@@ -117,6 +125,11 @@ class RunRecord:
             text = json.dumps(latest | {"launches": self._launches}, indent=2) + "\n"
             if self._may_write():
                 replace_file(self._folder / "run.json", text.encode())
+
+
+def is_pure_low_precision(description: Mapping[str, Any]) -> bool:
+    """True where the optimizer steps weights of lower precision than float32."""
+    return description.get("master") not in (None, "float32")
 
 
 def mark_failed(run_folder: Path, launch: str, reason: str) -> None:

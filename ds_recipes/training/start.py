@@ -20,6 +20,7 @@ from ds_recipes.models.flops import count_flops
 from ds_recipes.models.skeleton import tied_names
 from ds_recipes.models.weight_decay import decayed_names
 from ds_recipes.training.announce import announce_engine, announce_inputs
+from ds_recipes.training.checksums import CHECKSUM_STEP, Checksums
 from ds_recipes.training.environment import environment_of
 from ds_recipes.training.guard import Guard
 from ds_recipes.training.hurried import Hurried
@@ -147,6 +148,13 @@ def _assemble(
         notes={"environment": dict(now.environment), "origin": begin.origin, NO_DECAY: sorted(now.spared)},
         attempt=launch.attempt,
     )
+    run.checksums = Checksums(
+        engine,
+        world,
+        config.guards.checksum_interval,
+        lambda step: run.saves_after(step) or step == run.total_steps,
+        found.state.get(CHECKSUM_STEP) if found is not None else None,
+    )
     run.saving = _saving(run, launch, inputs, files, found)
     run.owes_evaluation = found is not None and run.saving.last_saved is not None and _owes_evaluation(run, found)
     return run
@@ -154,6 +162,11 @@ def _assemble(
 
 def _saving(run: Run, launch: Launch, inputs: Inputs, files: dict[str, bytes], found: Found | None) -> Saving:
     is_own = found is not None and found.path.parent.resolve() == launch.folder.resolve()
+
+    def fence() -> None:
+        launch.fence()
+        run.checksums.fence()
+
     return Saving(
         run.config.checkpoint,
         launch.folder,
@@ -167,7 +180,7 @@ def _saving(run: Run, launch: Launch, inputs: Inputs, files: dict[str, bytes], f
         ),
         record=run.record,
         attempt=launch.attempt,
-        fence=launch.fence,
+        fence=fence,
         last_saved=found.path if found is not None and is_own else None,
     )
 

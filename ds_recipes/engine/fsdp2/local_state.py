@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from ds_recipes.engine.base import Shard
 from ds_recipes.engine.fsdp2.build import REPLICAS, SHARDS
 from ds_recipes.engine.optimizer import MOMENTS, create_state, moment_of, moments_dtype, moments_in
+from ds_recipes.engine.replicas import Replica
 from ds_recipes.ranges import RangeReader
 
 
@@ -126,6 +127,22 @@ class LocalState:
                 exp_avg=None if moments["exp_avg"] is None else moments["exp_avg"].view(-1)[piece].float(),
                 exp_avg_sq=None if moments["exp_avg_sq"] is None else moments["exp_avg_sq"].view(-1)[piece].float(),
             )
+
+    def replicated(self) -> list[Replica]:
+        """Each parameter's step count, on all ranks; where there are replicas, the shard's values on those that share it."""
+        found = []
+        for name, parameter in self._local.items():
+            state = {} if self._optimizer is None else self._optimizer.state.get(parameter, {})
+            if "step" in state:
+                found.append(Replica(f"the optimizer's step of {name}", state["step"]))
+            if self.replicas > 1:
+                holders = f"the replicas of shard {self._shard[0]}"
+                found.append(Replica(name, parameter, holders))
+                moments = {kind: moment_of(state, kind) for kind in MOMENTS}
+                found += [
+                    Replica(f"{kind} of {name}", one, holders) for kind, one in moments.items() if one is not None
+                ]
+        return found
 
     def load(self, reader: RangeReader, missed: Mapping[str, int]) -> None:
         """Fill the whole shard from `reader`, on every replica. `missed`: steps that a parameter's own count is behind."""

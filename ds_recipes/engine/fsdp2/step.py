@@ -26,10 +26,11 @@ from ds_recipes.engine.fsdp2.build import (
     watch_gradients,
 )
 from ds_recipes.engine.fsdp2.local_state import LocalState
-from ds_recipes.engine.input_gradient import input_gradient
+from ds_recipes.engine.input_gradient import loss_and_input_gradients
 from ds_recipes.engine.inputs import model_inputs
 from ds_recipes.engine.loss_scale import LossScaler
 from ds_recipes.engine.optimizer import make_optimizer, moments_in
+from ds_recipes.engine.replicas import Replica
 from ds_recipes.engine.unused import Usage
 from ds_recipes.models.skeleton import kept_in_float32, kept_line
 from ds_recipes.models.weight_decay import decayed_names
@@ -151,15 +152,15 @@ class Fsdp2Engine(Engine):
         for module in self._modules:
             module.reshard()
 
-    def input_gradient(self, batch: MicroBatch) -> torch.Tensor:
-        """Dependence of a batch's loss on the input at each position, [rows * context]; see `Engine.input_gradient`."""
+    def loss_and_input_gradients(self, batch: MicroBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """A batch's loss and its derivatives by what the embedding gave; see `Engine.loss_and_input_gradients`."""
         self._learn_transform()
         inputs = model_inputs(batch, self._world.device, self.attention)
         with self._buffers.unchanged():
-            gradient = input_gradient(self.model, lambda: self._forward(**inputs), self.activations)
+            result = loss_and_input_gradients(self.model, lambda: self._forward(**inputs), self.activations)
         self._free_gathered()
         self._local.clear_gradients()  # FSDP2 makes zeros for parameters that backward does not reach
-        return gradient
+        return result
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
@@ -193,6 +194,14 @@ class Fsdp2Engine(Engine):
             self.optimizer_step = reader.optimizer_step
             self.usage.load(reader)
         self._local.load(reader, self.usage.missed)
+
+    def replicas_between_steps(self) -> list[Replica]:
+        """The model's buffers."""
+        return self._buffers.replicas()
+
+    def replicas_before_update(self) -> list[Replica]:
+        """Masters, moments and step counts, of the replicas of HSDP."""
+        return self._local.replicated()
 
     def saved_buffers(self) -> Mapping[str, torch.Tensor]:
         """Copies of the saved buffers by name, equal on all ranks."""

@@ -13,9 +13,11 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
 from ds_recipes.engine.base import Shard
 from ds_recipes.engine.optimizer import create_state, moment_of, moments_in
+from ds_recipes.engine.replicas import Replica
 from ds_recipes.engine.zero3.frozen_shards import FrozenShards
 from ds_recipes.engine.zero3.nvme import check_written, keep_gradients_in_memory, read_ahead_once, settle
 from ds_recipes.engine.zero3.unused import Part
@@ -40,6 +42,7 @@ class LocalState:
 
     def __init__(self, optimizer: Any, names: dict[int, str], rank: int) -> None:
         self._zero = optimizer
+        self._rank = rank
         keep_gradients_in_memory(optimizer)
         read_ahead_once(optimizer)
         self._places = list(_places(optimizer, names, rank))
@@ -73,6 +76,22 @@ class LocalState:
             part = Part(place.name, place.offset, place.offset + place.padded)
             parts[masters[place.sub_group]].append(part)
         return parts
+
+    def replicated(self) -> list[Replica]:
+        """The small parameters that stay gathered on all ranks, and hpZ's second copies of the others."""
+        names = {id(parameter): name for name, parameter in self._zero.module.named_parameters()}
+        found = [
+            Replica(names[id(parameter)], parameter.data)
+            for parameter in self._zero.persistent_parameters
+            if parameter.ds_status is ZeroParamStatus.AVAILABLE
+        ]
+        for parameter in self._zero.module.parameters():
+            second = parameter.ds_secondary_tensor
+            if second is not None:
+                place = self._rank % parameter.ds_secondary_tensor_group_size
+                holders = f"the ranks with part {place} of hpZ's second copy"
+                found.append(Replica(f"hpZ's second copy of {names[id(parameter)]}", second, holders))
+        return found
 
     @torch.no_grad()
     def load(self, reader: RangeReader) -> None:

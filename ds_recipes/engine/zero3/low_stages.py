@@ -19,6 +19,7 @@ from torch import nn
 
 from ds_recipes.engine.base import Shard
 from ds_recipes.engine.optimizer import MOMENTS, create_state, moment_of, moments_in
+from ds_recipes.engine.replicas import Replica
 from ds_recipes.engine.zero3.frozen import Frozen
 from ds_recipes.engine.zero3.unused import Part
 from ds_recipes.ranges import RangeReader
@@ -43,6 +44,7 @@ class LowStageState:
     def __init__(self, optimizer: Any, model: nn.Module, world: World) -> None:
         self._zero = optimizer
         self._world = world
+        self._model = model
         self._masters = masters(optimizer)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._pieces = list(_pieces(optimizer, self._masters, names, world.rank))
@@ -64,6 +66,10 @@ class LowStageState:
         for piece in sorted(self._pieces, key=lambda piece: piece.offset):
             parts[self._masters[piece.group]].append(Part(piece.name, piece.offset, piece.offset + piece.length))
         return parts
+
+    def replicated(self) -> list[Replica]:
+        """The low-precision parameters, whole on all ranks."""
+        return [Replica(name, parameter) for name, parameter in self._model.named_parameters()]
 
     @torch.no_grad()
     def load(self, reader: RangeReader) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from ds_recipes.engine.base import Shard
+from ds_recipes.engine.replicas import Replica
 from ds_recipes.engine.zero3.unused import Part
 from ds_recipes.ranges import RangeReader
 
@@ -21,6 +22,10 @@ class State(Protocol):
 
     def shards(self) -> Iterator[Shard]:
         """The ranges, as views where their dtype is float32. No communication."""
+        ...
+
+    def replicated(self) -> list[Replica]:
+        """What other ranks hold too, between a step's last backward and its update. No communication."""
         ...
 
     def load(self, reader: RangeReader) -> None:

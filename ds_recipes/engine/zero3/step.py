@@ -18,9 +18,10 @@ from ds_recipes.data.batch import MicroBatch
 from ds_recipes.engine.activations import ActivationRecord, install_checkpointing
 from ds_recipes.engine.base import Engine, Shard, Sink, StepResult, weighted
 from ds_recipes.engine.buffers import SavedBuffers
-from ds_recipes.engine.input_gradient import input_gradient
+from ds_recipes.engine.input_gradient import loss_and_input_gradients
 from ds_recipes.engine.inputs import model_inputs
 from ds_recipes.engine.optimizer import make_optimizer, moments_in
+from ds_recipes.engine.replicas import Replica
 from ds_recipes.engine.unused import Usage
 from ds_recipes.engine.zero3 import scaler
 from ds_recipes.engine.zero3.build import place_model, share_offloaded_gradients, start_deepspeed
@@ -150,8 +151,8 @@ class ZeroEngine(Engine):
         norm = float(self._deepspeed.get_global_grad_norm())
         return StepResult(norm, applied, loss_scale, agreed.unused)
 
-    def input_gradient(self, batch: MicroBatch) -> torch.Tensor:
-        """Dependence of a batch's loss on the input at each position, [rows * context]; see `Engine.input_gradient`."""
+    def loss_and_input_gradients(self, batch: MicroBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """A batch's loss and its derivatives by what the embedding gave; see `Engine.loss_and_input_gradients`."""
         self._learn_transform()
         inputs = model_inputs(batch, self._world.device, self.attention)
 
@@ -161,9 +162,9 @@ class ZeroEngine(Engine):
                 return cast(torch.Tensor, self.model(**inputs))
 
         with without_leaf_hooks(self.model), self._buffers.unchanged():
-            gradient = input_gradient(self.model, loss, self.activations)
+            result = loss_and_input_gradients(self.model, loss, self.activations)
         self._drop_recording()
-        return gradient
+        return result
 
     @torch.no_grad()
     def evaluate(self, batch: MicroBatch) -> tuple[torch.Tensor, int]:
@@ -212,6 +213,14 @@ class ZeroEngine(Engine):
         if moments_in(reader, self._zero.optimizer):
             self.optimizer_step = reader.optimizer_step
             self.usage.load(reader)
+
+    def replicas_between_steps(self) -> list[Replica]:
+        """The model's buffers."""
+        return self._buffers.replicas()
+
+    def replicas_before_update(self) -> list[Replica]:
+        """Whole parameters below stage 3; small ones that stay gathered, and hpZ's second copies, at stage 3."""
+        return self._local.replicated()
 
     def saved_buffers(self) -> Mapping[str, torch.Tensor]:
         """Copies of the saved buffers by name, equal on all ranks."""
