@@ -30,7 +30,7 @@ faults: setup
 	$(BIN)/python -m tests.faults --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 mutants: setup
-	$(BIN)/python -m tests.mutants --workers $(WORKERS)
+	$(BIN)/python -m tests.mutants --workers $(WORKERS) $(if $(ONLY),--only $(ONLY))
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for one in read_mutants()
         if not chosen.only or any(word in f"{one.area}/{one.name}" for word in chosen.only)
     ]
+    if not mutants:
+        parser.error(f"no mutant has one of {', '.join(chosen.only)} in its area or name")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as name, ThreadPoolExecutor(chosen.workers) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()

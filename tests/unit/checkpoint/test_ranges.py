@@ -172,3 +172,16 @@ def test_opening_many_files_closes_them(tmp_path: Path) -> None:
     for _ in range(50):
         SafetensorsFile(path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_nothing_is_read_past_a_tensors_end(tmp_path: Path) -> None:
+    """Behind it lies the next one, whose bytes would look like any weights."""
+    path = tmp_path / "two.safetensors"
+    save_file({"a": torch.arange(10.0), "b": torch.full((10,), 7.0)}, path)
+    file = SafetensorsFile(path)
+    for start, count in ((8, 3), (10, 1), (0, 11), (-1, 2)):
+        with pytest.raises(IndexError, match="a has 10 elements"):
+            file.read_into("a", start, torch.empty(count))
+    out = torch.empty(3)
+    file.read_into("a", 7, out)
+    assert out.tolist() == [7.0, 8.0, 9.0]

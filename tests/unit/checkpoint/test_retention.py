@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ds_recipes.checkpoint.load import find_newest
 from ds_recipes.checkpoint.manifest import MANIFEST
 from ds_recipes.checkpoint.retention import Keep, Retention, best_first, delete_checkpoint
+from ds_recipes.errors import TrainingError
 from ds_recipes.fsops import calls
 from ds_recipes.world.group import solo
 from tests.unit.checkpoint.flat_engine import publish, publish_into, save, store_of
@@ -92,6 +93,40 @@ def test_one_of_a_later_step_neither_counts_nor_goes(tmp_path: Path) -> None:
     for step in (1, 2, 9, 3):
         publish(tmp_path, step, Keep(last=2))
     assert sorted(path.name for path in tmp_path.glob("iter_*")) == [f"iter_000000{step}" for step in (2, 3, 9)]
+
+
+def test_a_job_that_has_lost_the_lock_since_its_publish_deletes_nothing(tmp_path: Path) -> None:
+    """Its successor may have begun from what it would delete."""
+    for step in (1, 2):
+        save(tmp_path, step)
+    asked: list[int] = []
+
+    def fence() -> None:
+        asked.append(len(list(tmp_path.glob("iter_0000003"))))
+        if asked[-1]:
+            raise TrainingError("the run lock has been taken")
+
+    with pytest.raises(TrainingError, match="has been taken"):
+        publish(tmp_path, 3, Keep(last=2), fence=fence)
+    assert asked == [0, 1], "once before the publish, once before the deletion"
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == [f"iter_000000{step}" for step in (1, 2, 3)]
+
+
+def test_a_step_that_is_reached_again_has_the_loss_of_its_new_checkpoint(tmp_path: Path) -> None:
+    store = store_of(tmp_path, Keep(last=2, best=1))
+
+    def publish_with(step: int, loss: float) -> None:
+        publish_into(store, step, state={"evaluation": {"eval_loss": loss}})
+
+    publish_with(1, 3.0)
+    publish_with(2, 1.0)
+    assert (tmp_path / "best").read_text() == "iter_0000002\n"
+    (tmp_path / "iter_0000002").rename(tmp_path / "iter_0000002.aside-test")  # the run went back to step 1
+    publish_with(2, 9.0)
+    publish_with(3, 2.0)
+    assert (tmp_path / "best").read_text() == "iter_0000003\n"
+    publish_with(4, 8.0)
+    assert sorted(path.name for path in tmp_path.glob("iter_???????")) == ["iter_0000003", "iter_0000004"]
 
 
 def test_the_manifest_goes_first(tmp_path: Path) -> None:

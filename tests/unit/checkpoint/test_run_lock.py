@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -279,3 +280,18 @@ def test_what_nfs_says_once_is_not_believed(tmp_path: Path, said: list[str]) -> 
     lock = take(tmp_path, "one", said.append)
     lock.check()
     assert sorted(failed) == ["list", "open", "rename"]
+
+
+def test_time_in_which_the_file_server_was_silent_is_not_the_holders(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Its beat comes as soon as the server answers again: both were cut off."""
+    monkeypatch.setattr(run_lock, "WATCH_SECONDS", 0.05)
+    (tmp_path / "0000001").mkdir()
+    beats = [b"1", b"1", b"2"]
+
+    def read_beat(lock: Path, number: int) -> bytes:
+        if len(beats) == 3:
+            time.sleep(5 * run_lock.STALE_SECONDS)
+        return beats.pop(0)
+
+    monkeypatch.setattr(run_lock, "_read_beat", read_beat)
+    assert not run_lock._stands_still(tmp_path, 1, b"1") and not beats

@@ -246,3 +246,13 @@ def _made(folder: Path) -> Path:
 def _anonymous_bytes() -> int:
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+
+
+def test_the_memory_of_a_host_is_shared_by_its_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saver, "available_bytes", lambda: 10_000)
+    said: list[str] = []
+    one = saver_of(tmp_path, said)
+    for hosts, has_room in ((("a",), True), (("a", "b"), True), (("a", "a"), False), (("a", "b", "a"), False)):
+        one._world.hosts = hosts
+        assert one._has_room(4_500) is has_room, hosts
+    assert len(said) == 2 and "0.0 GB that are free for each rank of this host" in said[0]

@@ -55,6 +55,15 @@ def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
     assert (tmp_path / "latest").read_text() == "iter_0000003\n"
 
 
+def test_a_state_that_says_another_step_than_its_manifest_is_not_continued(tmp_path: Path) -> None:
+    """Both are whole, and their hashes are right: they are of two saves."""
+    save(tmp_path, 2)
+    save(tmp_path, 3, state={"step": 9, "identity": {}})
+    found = find_newest(tmp_path, solo())
+    assert found is not None and found.manifest.step == 2
+    assert "state.json is that of step 9, manifest.json of step 3" in found.skipped[0]
+
+
 def test_a_rank_file_is_plain_safetensors(tmp_path: Path) -> None:
     tensors = load_file(save(tmp_path, 1) / "rank-00000-of-00001.safetensors")
     assert set(tensors) == {f"{kind}/{name}" for kind in ("fp32", "exp_avg", "exp_avg_sq") for name in some_tensors()}
