@@ -138,3 +138,7 @@ def test_hash_depends_on_every_row_its_order_and_the_past() -> None:
     hashes = [next_hash("", [1, 2]), next_hash("", [2, 1]), next_hash("", [1]), next_hash(next_hash("", [1]), [2])]
     assert len(set(hashes)) == 4
     assert all(len(value) == 16 for value in hashes)
+
+
+def test_the_same_rows_after_another_past_are_another_hash() -> None:
+    assert next_hash(next_hash("", [1]), [5, 6]) != next_hash(next_hash("", [2]), [5, 6]) != next_hash("", [5, 6])

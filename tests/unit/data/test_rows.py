@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ds_recipes.data.dataset import PackedDataset
 from ds_recipes.data.rows import Side, is_held_out
+from ds_recipes.errors import InputError
 from tests.unit.data.corpora import open_one, rows_of
 from tests.unit.data.made import write_jsonl
 
@@ -70,3 +71,23 @@ def test_a_packing_is_made_once_and_follows_what_it_depends_on(tmp_path: Path, m
     again = rows_of(path)
     assert again.facts == first.facts
     assert all(again.pieces(row) == first.pieces(row) for row in range(first.num_rows))
+
+
+def test_of_a_document_that_is_cut_the_token_behind_the_row_is_still_a_target(tmp_path: Path) -> None:
+    """The last position of a row predicts it, so a prompt that fills the row leaves one target."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "dog fox dog fox dog ", "completion": "cat"}])
+    documents = open_one(path, "completion")
+    border = int(documents.spans_of(0)[0, 0])
+    rows = rows_of(path, "completion", context_size=border, long_documents="truncate")
+    assert rows.num_rows == 1 and rows.row(0).target_ids.tolist() == [int(documents.tokens(0)[border])]
+    assert rows.facts.target_tokens == 1 and rows.facts.without_target == 0
+    with pytest.raises(InputError, match=f"the prompt has {border} tokens, so no target fits"):
+        rows_of(path, "completion", context_size=border - 1, long_documents="truncate")
+
+
+def test_a_document_is_too_long_if_more_than_its_last_token_does_not_fit(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "dog fox dog fox dog"}])
+    length = len(open_one(path).tokens(0))
+    assert rows_of(path, context_size=length - 1, long_documents="error").num_rows == 1
+    with pytest.raises(InputError, match=f"the document has {length} tokens"):
+        rows_of(path, context_size=length - 2, long_documents="error")

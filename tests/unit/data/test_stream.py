@@ -1,6 +1,7 @@
 """A step trains the same rows for any world, any workers and after any seek; blank rows come only at the end."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,3 +202,25 @@ def test_evaluation_sees_every_row_once_and_ranks_stay_in_step(corpus: Corpus, w
     counted = [batch for ranks in batches for batch in ranks]
     assert sum(batch.num_target_tokens for batch in counted) == totals(corpus)[1]
     assert sum(batch.num_samples for batch in counted) == totals(corpus)[2]
+
+
+def test_another_seed_and_another_order_of_the_sources_have_another_hash(tmp_path: Path) -> None:
+    paths = [
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{name} dog {i}"} for i in range(40)]) for name in ("a", "b")
+    ]
+    first, second = (packed(path, "text", "off", context_size=CONTEXT) for path in paths)
+
+    def hash_after(corpus: Corpus, steps: int = 3) -> str:
+        stream = Stream(corpus, make_plan(1, 4, 1), 0)
+        for _ in range(steps):
+            stream.take()
+        return stream.data_hash
+
+    hashes = [
+        hash_after(corpus_of(first, second)),
+        hash_after(corpus_of(first, second, seed=6)),
+        hash_after(corpus_of(first, second, weights=(0.5, 0.5))),
+        hash_after(corpus_of(first, second, weights=(0.9, 0.1))),
+    ]
+    assert len(set(hashes)) == len(hashes)
+    assert hash_after(corpus_of(first, second)) == hashes[0]

@@ -1,9 +1,12 @@
 """What a checkpoint keeps of an optimizer: AdamW's moments or SGD's momentum, and none of one for the other."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from ds_recipes.engine.optimizer import create_state, moment_of, moments_in
+from ds_recipes.config.schema import OptimizerConfig
+from ds_recipes.engine.optimizer import create_state, make_optimizer, moment_of, moments_in
 from ds_recipes.ranges import NONE_MISSED
 
 
@@ -65,3 +68,36 @@ def test_state_made_before_the_first_step_changes_no_step(name: str) -> None:
 )
 def test_no_optimizer_takes_anothers_state(name: str, kinds: tuple[str, ...], found: tuple[str, ...]) -> None:
     assert moments_in(Holding(*kinds), made(name)[0]) == found
+
+
+class Parts:
+    """Two trained parameters and a frozen one."""
+
+    def __init__(self) -> None:
+        self.tensors = {name: torch.nn.Parameter(torch.ones(3)) for name in ("weight", "norm", "frozen")}
+        self.tensors["frozen"].requires_grad_(False)
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        yield from self.tensors.items()
+
+
+def test_adamw_is_made_as_the_settings_say_and_decays_what_it_is_told_to() -> None:
+    parts = Parts()
+    settings = OptimizerConfig(weight_decay=0.3, adam_beta1=0.8, adam_beta2=0.7, adam_eps=1e-3)
+    optimizer = make_optimizer(parts, {"weight"}, settings)
+    assert optimizer.defaults["betas"] == (0.8, 0.7) and optimizer.defaults["eps"] == 1e-3
+    decay = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
+    assert decay == {id(parts.tensors["weight"]): 0.3, id(parts.tensors["norm"]): 0.0}
+    plain = torch.optim.AdamW([torch.ones(3, requires_grad=True)], lr=0.1, betas=(0.8, 0.7), eps=1e-3, weight_decay=0.3)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    for one in (parts.tensors["weight"], *plain.param_groups[0]["params"]):
+        one.grad = torch.tensor([1.0, -2.0, 1e-3])
+    optimizer.step()
+    plain.step()
+    torch.testing.assert_close(parts.tensors["weight"].data, plain.param_groups[0]["params"][0].data)
+
+
+def test_sgd_has_the_momentum_of_the_settings() -> None:
+    optimizer = make_optimizer(Parts(), {"weight"}, OptimizerConfig(optimizer_type="sgd", sgd_momentum=0.6))
+    assert isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"] == 0.6
