@@ -55,7 +55,9 @@ def steps_of(engine: str, ranks: int, steps: int, interval: int) -> list[float]:
             "--log_interval",
             "1",
             "--context_size",
-            "64",
+            "160",
+            "--bad_records",
+            "skip",
             "--checksum_interval",
             str(interval),
         ]

@@ -91,3 +91,15 @@ def test_memory_is_the_peak_of_this_process() -> None:
     del held
     assert after - before > 0.1
     assert peak_memory_gib(CPU) >= after
+
+
+def test_a_reading_is_of_the_steps_since_the_last_one_alone() -> None:
+    clock = Clock()
+    meter = StepMeter(plan_of(1), FLOPS, CPU, 1e6, clock)
+    run_steps(meter, clock, 2, data=1.0, rest=9.0, tokens=10)
+    assert meter.read()["step_seconds"] == pytest.approx(10.0)
+    run_steps(meter, clock, 3, data=0.5, rest=0.5, tokens=50)
+    read = meter.read()
+    assert read["step_seconds"] == pytest.approx(1.0) and read["tokens_per_sec"] == pytest.approx(50.0)
+    assert meter.longest_step_seconds == pytest.approx(10.0), "of all steps, for the deadline"
+    assert meter.read()["step_seconds"] is None

@@ -127,3 +127,14 @@ def test_a_failure_is_recorded_with_its_reason_and_the_last_step(tmp_path: Path)
     entry = read(tmp_path)["launches"][0]
     assert (entry["state"], entry["first_step"], entry["last_step"]) == ("failed", 3, 7)
     assert read(tmp_path)["reason"] == "10 steps in a row had a gradient that is not finite"
+
+
+def test_once_the_lock_is_anothers_run_json_is_left_alone(tmp_path: Path) -> None:
+    held = True
+    record = RunRecord(tmp_path, CONFIG, 1, ["node1"], lambda: held, "mine")
+    record.continues_from(0)
+    (tmp_path / "run.json").write_text('{"launch": "another", "state": "running", "launches": []}')
+    held = False
+    record.reached(7)
+    record.finish("complete", "step 7 of 7")
+    assert read(tmp_path) == {"launch": "another", "state": "running", "launches": []}
