@@ -227,3 +227,11 @@ def test_resolving_needs_no_torch() -> None:
 
     code = "import sys, ds_recipes.world.failure; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("expected", [1, 3, 5, 8])
+def test_fewer_and_more_ranks_than_are_expected_are_refused(expected: int) -> None:
+    env = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node1"}
+    with pytest.raises(WorldError, match=f"--expected_world_size is {expected}, but the world has 4"):
+        resolve(env, expected_world_size=expected)
+    assert resolve(env, expected_world_size=4).size == 4
