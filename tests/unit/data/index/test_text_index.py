@@ -166,7 +166,7 @@ def test_only_files_that_the_ancestor_reads_have_one(tmp_path: Path, name: str) 
     assert len(open_beside(path).starts) == 10
 
 
-@pytest.mark.parametrize("content", [b'[{"a": 1},\n{"a": 2}]', PACKERS["gzip"](TEN)])
+@pytest.mark.parametrize("content", [b'[{"a": 1},\n{"a": 2}]', PACKERS["gzip"](TEN)], ids=["array", "gzip"])
 def test_arrays_and_compressed_files_have_none(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path / "train.jsonl", content)
     write_offsets(path, [0])
