@@ -122,7 +122,11 @@ CHANGED_SCHEDULES = [
 ]
 
 
-@pytest.mark.parametrize("then, now, differing", CHANGED_SCHEDULES, ids=lambda value: " ".join(value))
+@pytest.mark.parametrize(
+    "then, now, differing",
+    CHANGED_SCHEDULES,
+    ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
+)
 def test_a_changed_schedule_is_named_entry_by_entry_and_a_longer_run_only_where_its_course_differs(
     monkeypatch: pytest.MonkeyPatch, then: tuple[str, ...], now: tuple[str, ...], differing: set[str]
 ) -> None:
