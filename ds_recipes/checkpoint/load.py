@@ -235,11 +235,17 @@ def remove_partials(folder: Path, world: World) -> None:
         for partly in folder.glob(".iter_*.partial-*") if world.rank == 0 else ():
             if not partly.name.endswith(DELETED):
                 _hide(partly)
-        for hidden in folder.glob(f".iter_*{DELETED}") if world.rank == 0 else ():
-            with contextlib.suppress(OSError):  # it is in nobody's way
-                remove_tree(hidden)
+        if world.rank == 0:
+            remove_half_deleted(folder)
 
     world.check("remove unfinished checkpoints", remove)
+
+
+def remove_half_deleted(folder: Path) -> None:
+    """Delete what is left of checkpoints whose names are gone, as far as that can be done now: it is in nobody's way."""
+    for hidden in folder.glob(f".iter_*{DELETED}"):
+        with contextlib.suppress(OSError):
+            remove_tree(hidden)
 
 
 def _hide(partly: Path) -> None:

@@ -11,7 +11,7 @@ from ds_recipes.checkpoint.files import read_bytes
 from ds_recipes.checkpoint.load import checkpoints
 from ds_recipes.checkpoint.manifest import MANIFEST, STATE
 from ds_recipes.fsops import calls
-from ds_recipes.fsops.durable import DELETED, remove_folder, replace_file
+from ds_recipes.fsops.durable import remove_folder, replace_file
 
 LATEST = "latest"
 BEST = "best"
@@ -68,10 +68,6 @@ class Retention:
         losses = {step: self._loss(path) for step, path in whole.items()}
         halves = [path for path in older if _step(path) not in whole]
         return [*halves, *(whole[step] for step in self._keep.to_delete(losses))]
-
-    def half_deleted(self) -> list[Path]:
-        """Hidden folders of checkpoints whose deletion failed after their names were gone: a file of theirs was still open, say."""
-        return sorted(self._folder.glob(f".iter_*{DELETED}"))
 
     def note(self, newest: Path) -> None:
         """Write the hints: the newest checkpoint's name, and the best one's if such are kept."""

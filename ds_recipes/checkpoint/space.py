@@ -103,8 +103,7 @@ def check_space(folder: Path, size: Size, keep: Keep, plan: Plan, existing: Sequ
 
 def describe_room(path: Path) -> str:
     """What is left where `path` is, or will be: bytes, and inodes where that is what is used up."""
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    numbers = os.statvfs(existing)
+    numbers = os.statvfs(_existing(path))
     no_inodes = numbers.f_files > 0 and numbers.f_favail == 0
     return (
         f"{free_bytes(path):,} bytes are free there{', but no inode: it can hold no further file' if no_inodes else ''}"
@@ -113,5 +112,9 @@ def describe_room(path: Path) -> str:
 
 def free_bytes(path: Path) -> int:
     """Bytes that may still be written where `path` is, or will be. A quota is not among what is seen here."""
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the folder above it that is there already."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())

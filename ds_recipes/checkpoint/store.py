@@ -13,6 +13,7 @@ import torch
 
 from ds_recipes.checkpoint.contents import Contents, capture
 from ds_recipes.checkpoint.files import FileRecord, drop_from_cache, read_record, write_file
+from ds_recipes.checkpoint.load import remove_half_deleted
 from ds_recipes.checkpoint.manifest import BUFFERS, MANIFEST, PROBE, STATE, Manifest, Parameter, Range, check_cover
 from ds_recipes.checkpoint.rank_file import KINDS, Part, Streamed, Written, own_ranges
 from ds_recipes.checkpoint.retention import Keep, Retention, delete_checkpoint
@@ -142,16 +143,13 @@ class Store:
 
     def _delete(self, doomed: Sequence[Path], warnings: list[str]) -> None:
         """What cannot be deleted is told once, and tried again at each later save and start."""
-        for left in self._retention.half_deleted():
-            _try(lambda left=left: remove_tree(left), "", [])  # type: ignore[misc]
+        remove_half_deleted(self._folder)
         for path in doomed:
             failed: list[str] = []
             _try(lambda path=path: delete_checkpoint(path), f"{path} could not be deleted", failed)  # type: ignore[misc]
             if failed and path.name not in self._told:
                 self._told.add(path.name)
-                warnings.append(
-                    f"{failed[0]}. It counts no longer; its deletion is tried again at each save and start."
-                )
+                warnings.append(f"{failed[0]}. Its deletion is tried again at each save and start.")
 
     def _read_back(self, final: Path, files: Sequence[Mapping[str, FileRecord]]) -> None:
         """Let every rank read what another host wrote: no cache of the writer answers. `files` are by the rank that wrote them."""

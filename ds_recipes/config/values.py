@@ -3,10 +3,12 @@
 Flags and YAML scalars both come through `parse`, so that `lr: 1e-4` is a number and `no` is false wherever it stands.
 """
 
+import json
 import math
 import os
 import re
 from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -188,3 +190,19 @@ def _duration_text(total_seconds: int) -> str:
     hours, rest = divmod(total_seconds, 3600)
     minutes, seconds = divmod(rest, 60)
     return "".join(f"{number}{unit}" for number, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if number)
+
+
+def dotted_entries(
+    tree: Mapping[str, Any], above: str = "", counts: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, str]]:
+    """The entries of a tree by name, those of sections with dotted names after `above`; values as JSON.
+
+    Entries and sections whose own name does not count are left out.
+    """
+    for name, value in tree.items():
+        if not counts(name):
+            continue
+        if isinstance(value, Mapping):
+            yield from dotted_entries(value, f"{above}{name}.", counts)
+        else:
+            yield f"{above}{name}", json.dumps(value, default=str)

@@ -75,9 +75,10 @@ def announce_engine(
             "more memory"
         )
     if launch.world.rank == 0:
-        show_table(engine.describe(), sys.stdout)
+        description = engine.describe()
+        show_table(description, sys.stdout)
         if launch.record is not None:
-            launch.record.write_precision(engine.describe())
+            launch.record.write_precision(description)
     if found is not None:
         launch.say(f"continuing from {found.path} (step {state.step} of {plan.total_steps})")
 

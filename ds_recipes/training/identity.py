@@ -1,12 +1,12 @@
 """What must stay the same when a run is continued, as a checkpoint records it; `changes.py` compares it."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ds_recipes.config.engine_settings import engine_settings
 from ds_recipes.config.plan import Plan
 from ds_recipes.config.schema import Config
+from ds_recipes.config.values import dotted_entries
 from ds_recipes.data.packing import PACKING_VERSION
 from ds_recipes.data.reading import Reading
 
@@ -56,20 +56,14 @@ def identity_of(config: Config, plan: Plan, read: Reading, hf_config: Mapping[st
         "global_batch_size": str(plan.global_rows),
         "precision": f"{config.run.precision}: {engine_settings(config).precision}",
         "optimizer": config.optimizer.optimizer_type,
-        "model": dict(_entries(hf_config)) | ({} if part == "whole" else {"model_part": part}),
+        "model": dict(dotted_entries(hf_config, counts=_has_effect))
+        | ({} if part == "whole" else {"model_part": part}),
         "schedule": _schedule(config, plan),
     }
 
 
-def _entries(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """The entries of a config that have an effect, those of sections with dotted names; values as JSON."""
-    for name, value in tree.items():
-        if name.startswith("_") or name in WITHOUT_EFFECT:
-            continue
-        if isinstance(value, Mapping):
-            yield from _entries(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", json.dumps(value, default=str)
+def _has_effect(name: str) -> bool:
+    return not name.startswith("_") and name not in WITHOUT_EFFECT
 
 
 def _schedule(config: Config, plan: Plan) -> dict[str, str]:

@@ -1,13 +1,12 @@
 """What the ranks of a launch compare when they meet: the code they run, the packages that it stands on, their settings."""
 
 import hashlib
-import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ds_recipes.config.schema import Config, values_of
+from ds_recipes.config.values import dotted_entries
 from ds_recipes.training.run_record import versions
 
 NO_MATTER = frozenset({"python", "ds-recipes", "mpi4py", "wandb"})
@@ -36,16 +35,9 @@ def _code() -> dict[str, str]:
 
 def _settings(configs: tuple[Config, ...]) -> Iterator[tuple[str, str]]:
     """The JSON of the engine counts by its content: where it lies may differ."""
-    for name in values_of(configs[0]):
+    values = [values_of(config) for config in configs]
+    for name in values[0]:
         if name != "ds_config":
-            yield f"setting {name}", " | ".join(str(values_of(config)[name]) for config in configs)
+            yield f"setting {name}", " | ".join(str(one[name]) for one in values)
     for config in configs:
-        yield from _entries({} if config.ds is None else config.ds.tree)
-
-
-def _entries(tree: Mapping[str, Any], above: str = "ds_config ") -> Iterator[tuple[str, str]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _entries(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", json.dumps(value, default=str)
+        yield from dotted_entries({} if config.ds is None else config.ds.tree, "ds_config ")

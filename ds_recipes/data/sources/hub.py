@@ -173,9 +173,8 @@ def _file_name(folder: Path, entry: Any) -> str:
 def _splits(folder: Path) -> str:
     splits = _read_json(folder / SPLITS_FILE).get("splits")
     names = splits if isinstance(splits, list) else []
-    return ", ".join(
-        f"'{folder / str(split)}'" for split in names
-    )  # in full: one of them is to be copied into a command
+    # In full: one of them is to be copied into a command.
+    return ", ".join(f"'{folder / str(split)}'" for split in names)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
