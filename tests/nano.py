@@ -9,13 +9,16 @@ CONTEXT = 64
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
-def make_nano(folder: Path, tied: bool = False) -> Path:
-    """Write model/, train.jsonl, validation.jsonl and run.yaml into `folder`; returns the run file."""
+def make_nano(folder: Path, tied: bool = False, dropout: float = 0.0) -> Path:
+    """Write model/, train.jsonl, validation.jsonl and run.yaml into `folder`; returns the run file.
+
+    `dropout`: of the attention, so that each step draws random numbers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _write_records(folder / "train.jsonl", 150, seed=1)
     _write_records(folder / "validation.jsonl", 7, seed=2)
     _make_tokenizer(folder / "model")
-    make_model(folder / "model", tied)
+    make_model(folder / "model", tied, dropout=dropout)
     settings = {
         "model_name": str(folder / "model"),
         "dataset": "alpaca",
@@ -73,7 +76,7 @@ def _make_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS).save_pretrained(folder)
 
 
-def make_model(folder: Path, tied: bool, hidden_size: int = 40) -> None:
+def make_model(folder: Path, tied: bool, hidden_size: int = 40, dropout: float = 0.0) -> None:
     """Odd sizes, so that few parameters divide evenly over 2, 3 or 4 ranks."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -91,5 +94,6 @@ def make_model(folder: Path, tied: bool, hidden_size: int = 40) -> None:
         eos_token_id=1,
         pad_token_id=2,
         tie_word_embeddings=tied,
+        attention_dropout=dropout,
     )
     LlamaForCausalLM(config).save_pretrained(folder)

@@ -14,15 +14,9 @@ from ds_recipes.errors import STOPPED_EARLY
 from tests.clusters.launching import Launched, on_one_host
 from tests.clusters.test_launcher_kills import GONE_SECONDS, LAUNCH_PY, SLOW, START_SECONDS
 from tests.e2e.launchers import ROOT, environment
-from tests.nano import make_nano
 from tests.ranks.training import until_step
 
 TOOL = ROOT / "tools" / "launch.py"
-
-
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_nano(tmp_path_factory.mktemp("nano"))
 
 
 def start(launcher: str, nano: Path, run: Path, steps: int = 100_000, options: Sequence[str] = ()) -> Launched:

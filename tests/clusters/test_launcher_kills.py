@@ -3,17 +3,16 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ds_recipes.world.ancestors import ancestors, read_process
-from tests.clusters.hosts import Host, needs_two_hosts, two_hosts
+from tests.clusters.hosts import Host, needs_two_hosts
 from tests.clusters.launching import Launched, on_one_host, on_two_hosts
 from tests.e2e.launchers import ROOT
-from tests.nano import make_nano
 from tests.ranks.training import until_step
 
 GONE_SECONDS = 15.0
@@ -46,17 +45,6 @@ VICTIMS: dict[str, Callable[[Launched], int]] = {
     "rank 1": lambda launched: launched.find_rank(1),
     "rank 3": lambda launched: launched.find_rank(3),
 }
-
-
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_nano(tmp_path_factory.mktemp("nano"))
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
-    with two_hosts(tmp_path_factory.mktemp("hosts")) as both:
-        yield both
 
 
 def flags(nano: Path, run: Path) -> list[str]:

@@ -10,7 +10,6 @@ import pytest
 from tests.clusters.launching import on_one_host
 from tests.clusters.test_launcher_kills import GONE_SECONDS, START_SECONDS
 from tests.e2e.launchers import ROOT
-from tests.nano import make_nano
 from tests.ranks.signalled import acted_at, when
 
 SIGNALLED = ROOT / "tests" / "ranks" / "signalled.py"
@@ -20,11 +19,6 @@ LOST = re.compile(
     r"Lost contact with rank 1( on \S+: the process has ended)?\. Was it killed\? Out of memory is the usual cause"
 )
 SLOW = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_nano(tmp_path_factory.mktemp("nano"))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from ds_recipes.errors import STOPPED_EARLY
 from tests.clusters.jobs import AS_ROOT
 from tests.clusters.pbs import GROUP, Pbs, pbs_cell
 from tests.e2e.launchers import ROOT, begin, command
-from tests.nano import make_nano
 from tests.ranks.training import metrics, until_step
 
 LAUNCHERS = ("mpirun", "deepspeed", "torchrun")
@@ -30,11 +29,6 @@ ORPHAN_SECONDS = 15
 EXACT = ("loss", "grad_norm", "lr", "tokens", "data_hash")
 SURVIVES_SIGNALS = "trap : USR1 USR2\n"
 """What a user's profile needs for qsig: the login shell that PBS puts above the script is signalled too."""
-
-
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_nano(tmp_path_factory.mktemp("nano"))
 
 
 @pytest.fixture

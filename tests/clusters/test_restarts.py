@@ -3,29 +3,22 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ds_recipes.world.channel import wait_until
-from tests.clusters.hosts import Host, needs_two_hosts, two_hosts
+from tests.clusters.hosts import Host, needs_two_hosts
 from tests.clusters.launching import Launched, on_one_host, on_two_hosts
 from tests.clusters.test_launcher_kills import GONE_SECONDS, START_SECONDS
 from tests.e2e.launchers import ROOT
-from tests.nano import make_nano
 from tests.ranks.training import metrics, train, until_step
 
 STEPS = 24
 SAVED_EVERY = 5
 RESTARTS = ("--max-restarts", "3")
 EXACT = ("loss", "grad_norm", "lr", "tokens", "data_hash")
-
-
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_nano(tmp_path_factory.mktemp("nano"))
 
 
 def flags(nano: Path, run: Path) -> list[str]:
@@ -118,12 +111,6 @@ def test_the_last_try_ends_as_torchrun_without_restarts_does(nano: Path, tmp_pat
     assert launched.statuses() == [1], launched.output()
     assert [entry["state"] for entry in launches(run)] == ["failed", "failed"]
     assert launches(run)[1]["first_step"] >= SAVED_EVERY
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
-    with two_hosts(tmp_path_factory.mktemp("hosts")) as both:
-        yield both
 
 
 @pytest.mark.slow

@@ -8,14 +8,8 @@ import pytest
 
 from ds_recipes.errors import STOPPED_EARLY
 from tests.clusters.jobs import Running, write_script
-from tests.nano import make_nano
 
 SCRIPTS = ("mpirun", "deepspeed-hostfile", "torchrun")
-
-
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_nano(tmp_path_factory.mktemp("nano"))
 
 
 def start(cluster: str, nano: Path, folder: Path, *flags: str, resubmit: str = "0") -> Running:

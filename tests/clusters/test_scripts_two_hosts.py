@@ -3,31 +3,18 @@
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clusters.hosts import INTERFACE, Host, needs_two_hosts, two_hosts
+from tests.clusters.hosts import INTERFACE, Host, needs_two_hosts
 from tests.clusters.jobs import AS_ROOT, LEAVE_SECONDS, rank_processes, write_script
 from tests.e2e.launchers import ROOT
-from tests.nano import make_nano
 from tests.ranks.training import until_step
 
 pytestmark = [pytest.mark.slow, needs_two_hosts]
 
 ODD = "two  words, \"quotes\" and 'these', $HOME `id` \\ %h = ;"
-
-
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_nano(tmp_path_factory.mktemp("nano"))
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
-    with two_hosts(tmp_path_factory.mktemp("hosts")) as pair:
-        yield pair
 
 
 def script(cluster: str, nano: Path, folder: Path) -> Path:

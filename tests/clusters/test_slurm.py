@@ -30,7 +30,6 @@ from tests.clusters.slurm import (
     start_slurm,
 )
 from tests.e2e.launchers import ROOT, run
-from tests.nano import make_nano
 from tests.ranks.training import metrics, train
 
 pytestmark = pytest.mark.skipif(not can_start(), reason=SKIP_REASON)
@@ -49,11 +48,6 @@ def slurm() -> Iterator[Slurm]:
     with start_slurm() as cluster:
         cluster.env["GLOO_SOCKET_IFNAME"] = "lo"  # the nodes' names lead to addresses of this machine
         yield cluster
-
-
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_nano(tmp_path_factory.mktemp("nano"))
 
 
 @pytest.fixture(scope="module")

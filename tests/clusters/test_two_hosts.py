@@ -3,34 +3,22 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.clusters.hosts import Host, needs_two_hosts, two_hosts
+from tests.clusters.hosts import Host, needs_two_hosts
 from tests.clusters.launching import Launched, on_two_hosts
 from tests.e2e.launchers import ROOT
 from tests.e2e.test_launchers import EXACT
-from tests.nano import make_nano
 from tests.ranks.training import metrics, train, until_step
 
 pytestmark = needs_two_hosts
 STEPS = 6
 START_SECONDS = 240.0
 LEAVE_SECONDS = 15.0
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
-    with two_hosts(tmp_path_factory.mktemp("hosts")) as both:
-        yield both
-
-
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_nano(tmp_path_factory.mktemp("nano"))
 
 
 def flags(nano: Path, folder: Path, steps: int) -> list[str]:

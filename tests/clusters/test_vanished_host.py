@@ -5,16 +5,14 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clusters.hosts import INTERFACE, Host, needs_two_hosts, two_hosts
+from tests.clusters.hosts import INTERFACE, Host, needs_two_hosts
 from tests.clusters.launching import on_two_hosts
 from tests.clusters.test_launcher_kills import SLOW, START_SECONDS
 from tests.e2e.launchers import ROOT
-from tests.nano import make_nano
 from tests.ranks.training import until_step
 
 pytestmark = needs_two_hosts
@@ -22,17 +20,6 @@ LIMIT_SECONDS = 8
 LAUNCHER_SECONDS = 120.0
 TRAIN = str(ROOT / "train.py")
 TOOL = [sys.executable, str(ROOT / "tools" / "launch.py"), "--"]
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Host]]:
-    with two_hosts(tmp_path_factory.mktemp("hosts")) as both:
-        yield both
-
-
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_nano(tmp_path_factory.mktemp("nano"))
 
 
 def ranks_on(host: Host) -> dict[int, str]:

@@ -11,7 +11,7 @@ import pytest
 
 from ds_recipes.config.load import load_config
 from ds_recipes.training.launch_facts import facts_of
-from tests.e2e.launchers import ROOT, environment
+from tests.e2e.launchers import ROOT, environment, free_port
 from tests.nano import make_nano
 
 
@@ -36,10 +36,7 @@ def other_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def launch(folder: Path, programs: list[list[str]]) -> tuple[list[int], str]:
     """Start each program as a rank; their statuses and all that they print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    size = str(len(programs))
+    port, size = free_port(), str(len(programs))
     started = []
     for rank, words in enumerate(programs):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.house.tiers import DAILY, SLOW, collected
+from tests.house.tiers import DAILY, SLOW, collected, is_named
 from tests.house.tree import ROOT
 
 PAGES = ("README.md", "docs/reliability.md")
@@ -58,12 +58,8 @@ def by_tier() -> dict[str, set[str]]:
 
 
 def test_each_exists_and_runs_when_it_is_said_to(by_tier: dict[str, set[str]]) -> None:
-    wrong = [one for one in named() if not any(_is(f"tests/{one.name}", test) for test in by_tier[one.tier])]
+    wrong = [one for one in named() if not any(is_named(f"tests/{one.name}", test) for test in by_tier[one.tier])]
     assert not wrong
-
-
-def _is(name: str, test: str) -> bool:
-    return test == name or (test.startswith(name) and (name.endswith("/") or test.startswith(f"{name}::")))
 
 
 def test_each_demand_and_each_fault_has_a_test_of_every_day() -> None:
@@ -79,7 +75,7 @@ def test_each_demand_and_each_fault_has_a_test_of_every_day() -> None:
 
 def test_a_name_that_is_in_no_tier_is_found(by_tier: dict[str, set[str]]) -> None:
     daily = next(iter(by_tier[DAILY] - by_tier[SLOW]))
-    assert _is(daily, daily) and _is(daily.split("::")[0], daily)
-    assert not any(_is(daily, test) for test in by_tier[SLOW])
-    assert not any(_is(daily + "_more", test) for test in by_tier[DAILY])
-    assert not _is("tests/unit/data/test_row.py", "tests/unit/data/test_rows.py::test_x")
+    assert is_named(daily, daily) and is_named(daily.split("::")[0], daily)
+    assert not any(is_named(daily, test) for test in by_tier[SLOW])
+    assert not any(is_named(daily + "_more", test) for test in by_tier[DAILY])
+    assert not is_named("tests/unit/data/test_row.py", "tests/unit/data/test_rows.py::test_x")

@@ -33,3 +33,8 @@ def collected(paths: Iterable[str]) -> dict[str, set[str]]:
             _, tier, name = line.split(" ", 2)
             found[tier].add(name.split("[", 1)[0])
     return found
+
+
+def is_named(name: str, test: str) -> bool:
+    """True if `name`, of a test, a file or a folder (`tests/faults/`), stands for `test`."""
+    return test == name or (test.startswith(name) and (name.endswith("/") or test.startswith(f"{name}::")))

@@ -17,10 +17,7 @@ STEPS = 6
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With dropout: a check that took random numbers would change the losses."""
-    run_file = make_nano(tmp_path_factory.mktemp("nano"))
-    path = run_file.parent / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.1}))
-    return run_file
+    return make_nano(tmp_path_factory.mktemp("nano"), dropout=0.1)
 
 
 def run(nano: Path, folder: Path, ranks: int, ds: dict[str, Any], *more: str, steps: int = STEPS, **how: Any) -> Ended:

@@ -163,10 +163,7 @@ ENGINES = {"deepspeed": "ds_recipes.engine.zero3.step:ZeroEngine", "fsdp": "ds_r
 @pytest.fixture(scope="module")
 def dropping(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose every step draws random numbers."""
-    run_file = make_nano(tmp_path_factory.mktemp("dropping"))
-    config = run_file.parent / "model" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": 0.2}))
-    return run_file
+    return make_nano(tmp_path_factory.mktemp("dropping"), dropout=0.2)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
