@@ -1,8 +1,9 @@
 """What a rank does in the contract tests: build an engine, train it on its share of each global batch, report."""
 
+import contextlib
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Case:
     frozen: str | None = None  # a pattern of names of parameters that are not trained
     skewed: bool = False  # batches that can be learned
     poison: tuple[tuple[int, int], ...] = ()  # (step, rank whose loss becomes infinite)
+    infinite: tuple[tuple[int, int], ...] = ()  # (step, rank where one gradient becomes infinite and none NaN)
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,31 @@ def train_steps(engine: Engine, world: World, case: Case, steps: Sequence[int]) 
             scale = 1 / target_tokens
             if (step, world.rank) in case.poison and micro == 0:
                 scale = float("inf")
-            loss = engine.backward(joined(rows[first : first + case.rows_per_rank]), scale)
+            is_infinite = (step, world.rank) in case.infinite and micro == 0
+            with one_infinite_gradient(engine) if is_infinite else contextlib.nullcontext():
+                loss = engine.backward(joined(rows[first : first + case.rows_per_rank]), scale)
             total = total + loss.cpu()
         result = engine.update(case.lrs[step % len(case.lrs)])
         (loss,) = world.sum([float(total)])
         results.append({"loss": loss / target_tokens, "norm": result.grad_norm, "applied": result.applied})
     return results
+
+
+@contextlib.contextmanager
+def one_infinite_gradient(engine: Engine) -> Iterator[None]:
+    """One number of what reaches the embedding's output in the backward pass is infinite: a norm of infinity, no NaN."""
+
+    def put(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        gradient.view(-1)[0] = float("inf")
+        return gradient
+
+    embedding = next(module for module in engine.model.modules() if isinstance(module, torch.nn.Embedding))
+    handle = embedding.register_forward_hook(lambda module, inputs, output: output.register_hook(put) and None)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def train_and_report(world: World, case: Case, steps: int, tmp: str) -> dict[str, Any]:
