@@ -56,10 +56,13 @@ def order_key(seed: int, stream: int | Ints, epoch: int | Ints) -> Words:
     return _mix(word + GOLDEN)
 
 
-def next_hash(previous_hex: str, row_ids: Sequence[int]) -> str:
-    """The rolling hash after a step that trains `row_ids` (of all ranks, in order): 16 hex digits, xxh3-64 chained."""
+def next_hash(previous_hex: str, corpus: str, row_ids: Sequence[int]) -> str:
+    """The rolling hash after a step that trains `row_ids` (of all ranks, in order) of the data with fingerprint `corpus`.
+
+    16 hex digits, xxh3-64 chained.
+    """
     content = np.array(row_ids, "<i8").tobytes()
-    return str(xxhash.xxh3_64(previous_hex.encode() + b":" + content).hexdigest())
+    return str(xxhash.xxh3_64(f"{previous_hex}:{corpus}:".encode() + content).hexdigest())
 
 
 def _mix(word: Words) -> Words:

@@ -52,6 +52,7 @@ class Stream:
         self.data_hash = data_hash
         self.skips = skips if skips is not None else Skips(())
         self._corpus = corpus
+        self._fingerprint = corpus.fingerprint
         self._plan = plan
         self._rank = rank
         self._workers = ThreadPoolExecutor(num_workers, "data") if num_workers else None
@@ -75,7 +76,7 @@ class Stream:
             group = self._assemble(step)
         else:
             step, group = self._from_workers(self._workers)
-        self.data_hash = next_hash(self.data_hash, step.rows.tolist())
+        self.data_hash = next_hash(self.data_hash, self._fingerprint, step.rows.tolist())
         self.position = step.next_position
         return group
 

@@ -59,7 +59,7 @@ class TrainingState:
     target_tokens: int = 0
     samples: int = 0  # documents
     position: int = 0  # rows taken from the run's order, blank rows at its end included
-    data_hash: str = ""  # rolling hash of the row ids
+    data_hash: str = ""  # rolling hash of the rows and of the data they are of
     skipped_steps: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0
     overflow_steps: int = 0  # of the skipped steps those that loss scaling caused

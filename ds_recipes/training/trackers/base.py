@@ -27,7 +27,7 @@ METRIC_NAMES = (
     "blocks_recompute_seconds",
     "checkpoints_gib",
     "epoch",
-    "data_hash",  # rolling hash of the rows taken so far
+    "data_hash",  # rolling hash of the rows taken so far and of the data they are of
 )
 """The fields of a line of metrics.jsonl. Whatever else a step logs is of one source, or a norm of the optimizer's state."""
 

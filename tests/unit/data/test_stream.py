@@ -204,7 +204,7 @@ def test_evaluation_sees_every_row_once_and_ranks_stay_in_step(corpus: Corpus, w
     assert sum(batch.num_samples for batch in counted) == totals(corpus)[2]
 
 
-def test_another_seed_and_another_order_of_the_sources_have_another_hash(tmp_path: Path) -> None:
+def test_another_seed_order_of_the_sources_or_weight_has_another_hash(tmp_path: Path) -> None:
     paths = [
         write_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{name} dog {i}"} for i in range(40)]) for name in ("a", "b")
     ]
@@ -218,6 +218,7 @@ def test_another_seed_and_another_order_of_the_sources_have_another_hash(tmp_pat
 
     hashes = [
         hash_after(corpus_of(first, second)),
+        hash_after(corpus_of(second, first)),
         hash_after(corpus_of(first, second, seed=6)),
         hash_after(corpus_of(first, second, weights=(0.5, 0.5))),
         hash_after(corpus_of(first, second, weights=(0.9, 0.1))),
