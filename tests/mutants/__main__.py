@@ -20,7 +20,7 @@ from queue import SimpleQueue
 
 from tests.house.tree import ROOT
 from tests.mutants.entries import Mutant, read_mutants
-from tests.mutants.runner import CAUGHT, DOES_NOT_RUN, LIMIT_SECONDS, run_in
+from tests.mutants.runner import ALIVE, CAUGHT, DOES_NOT_RUN, LIMIT_SECONDS, TOO_LONG, run_in
 
 SHOWN_LINES = 25
 LINKED = (".venv", "embedded")
@@ -40,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     if not mutants:
         parser.error(f"no mutant has one of {', '.join(chosen.only)} in its area or name")
+    misfits = [f"{one.area}/{one.name}: {reason}" for one in mutants if (reason := _misfit(one))]
+    if misfits:
+        print("\n".join([*misfits, "these do not fit the code as it is"]))
+        return 1
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as name, ThreadPoolExecutor(chosen.workers) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tests = sorted({test for one in mutants for test in one.tests})
         red = [out for out in pool.map(lambda test: _without(copies, test), _grouped(tests)) if out]
         if red:
-            print("\n".join([*red, "without any fault these tests fail already"]))
+            print("\n".join([*red, "without any fault these tests do not pass"]))
             return 1
         print(f"{len(tests)} names of tests pass without a fault, after {time.monotonic() - started:.0f} s", flush=True)
         verdicts = Counter(pool.map(lambda one: _try(copies, one), mutants))
@@ -97,7 +101,7 @@ def _without(copies: "SimpleQueue[Path]", tests: Sequence[str]) -> str:
         result = run_in(folder, tests)
     finally:
         copies.put(folder)
-    return "" if result.status == 0 else f"{' '.join(tests)}: {_end_of(result.output)}"
+    return "" if result.verdict == ALIVE else f"{' '.join(tests)}: {_told(result.verdict)}\n{_end_of(result.output)}"
 
 
 def _try(copies: "SimpleQueue[Path]", mutant: Mutant) -> str:
@@ -110,11 +114,23 @@ def _try(copies: "SimpleQueue[Path]", mutant: Mutant) -> str:
     finally:
         path.write_text(text, encoding="utf-8")
         copies.put(folder)
-    note = "" if result.status is not None else f", by taking more than {LIMIT_SECONDS:.0f} s"
-    print(f"{result.verdict:12} {result.seconds:5.1f} s  {mutant.area}/{mutant.name}{note}", flush=True)
-    if result.verdict == DOES_NOT_RUN:
+    print(f"{result.verdict:14} {result.seconds:5.1f} s  {mutant.area}/{mutant.name}", flush=True)
+    if result.verdict in (DOES_NOT_RUN, TOO_LONG):
         print(_end_of(result.output), flush=True)
     return result.verdict
+
+
+def _misfit(mutant: Mutant) -> str:
+    """Why a fault cannot be put in; empty if it can."""
+    try:
+        mutant.changed((ROOT / mutant.file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _told(verdict: str) -> str:
+    return {CAUGHT: "fail", TOO_LONG: f"take more than {LIMIT_SECONDS:.0f} s"}.get(verdict, verdict)
 
 
 def _end_of(output: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.house.tree import ROOT
 
-CAUGHT, ALIVE, DOES_NOT_RUN = "caught", "alive", "does not run"
+CAUGHT, ALIVE, DOES_NOT_RUN, TOO_LONG = "caught", "alive", "does not run", "takes too long"
 LIMIT_SECONDS = 300.0
 PYTEST = ("-x", "-q", "-n", "0", "-m", "not slow and not gpu", "-p", "no:cacheprovider", "--hypothesis-seed=0")
 TESTS_FAILED, NOT_STARTED = 1, 70
@@ -33,9 +33,9 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        if self.status in (TESTS_FAILED, None):  # a fault may be a hang
-            return CAUGHT
-        return ALIVE if self.status == 0 else DOES_NOT_RUN
+        if self.status is None:  # a hang of the fault's, or a slow machine: nobody can tell
+            return TOO_LONG
+        return {TESTS_FAILED: CAUGHT, 0: ALIVE}.get(self.status, DOES_NOT_RUN)
 
 
 def run_in(folder: Path, tests: Sequence[str]) -> Result:
