@@ -18,18 +18,11 @@ READS_SLOWLY = {"slow": "ds_recipes.models.sources:FolderWeights.read_into", "se
 LOST = re.compile(
     r"Lost contact with rank 1( on \S+: the process has ended)?\. Was it killed\? Out of memory is the usual cause"
 )
-SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    ("launcher", "meanwhile"),
-    [
-        ("deepspeed", "reading"),
-        pytest.param("torchrun", "reading", marks=SLOW),
-        pytest.param("deepspeed", "waiting", marks=SLOW),
-        pytest.param("torchrun", "waiting", marks=SLOW),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+@pytest.mark.parametrize("meanwhile", ["reading", "waiting"])
 def test_all_leave_and_the_lost_rank_is_named(nano: Path, tmp_path: Path, launcher: str, meanwhile: str) -> None:
     """Rank 1 is lost while rank 0 reads a file, which no other rank's end interrupts, or waits in a collective."""
     run = tmp_path / "run"

@@ -189,14 +189,8 @@ def test_a_kill_of_a_rank_or_of_srun_fails_the_job_and_leaves_no_process(
 LAST_SAVES = ("*.iter_000000[6-9].partial-*", "*.iter_00000[12]*.partial-*")
 
 
-@pytest.mark.parametrize(
-    "slow",
-    [
-        "kind=write rank=1",
-        pytest.param("kind=rename", marks=pytest.mark.slow),  # all is written, and not published yet
-        pytest.param("kind=fsync rank=0", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("slow", ["kind=write rank=1", "kind=fsync rank=0", "kind=rename"])
 def test_a_job_whose_grace_ends_in_the_last_save_loses_nothing_that_was_published(
     slurm: Slurm, nano: Path, tmp_path: Path, uninterrupted: list[tuple[Any, ...]], slow: str
 ) -> None:

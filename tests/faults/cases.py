@@ -26,6 +26,12 @@ CASES: dict[str, Round] = {
         2,
         faults="delay:0.1@1x20 kind=write path=*iter_0000004*; signal:TERM@2 rank=1 kind=write path=*iter_0000004*",
     ),
+    "its grace ends in the save that a signal asked for": Round(
+        "fsdp",
+        2,
+        faults="signal:TERM@3 rank=0 kind=append path=*metrics.jsonl; kill@2 rank=0 kind=write path=*iter_0000003*; "
+        "kill@2 rank=1 kind=write path=*iter_0000003*",
+    ),
     "the run's record cannot be written": Round("fsdp", 1, 4, faults="fail:EIO@2 kind=replace path=*run.json*"),
     "the newest cannot be read by one rank (seed 2100: it was taken for damaged)": Round(
         "fsdp", 2, 4, faults="fail:EDQUOT@2 rank=1 kind=open path=*iter_*"

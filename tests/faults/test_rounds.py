@@ -1,6 +1,7 @@
 """Whole runs that meet a fault and are started again end as the run that met none, to the bit."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> References:
 def test_a_case(name: str, references: References, tmp_path: Path) -> None:
     statuses = run(CASES[name], references, tmp_path / "run")
     assert set(statuses) != {0}, "nothing happened: the test shows nothing"
+    is_killed = CASES[name].signal == "KILL" or any(word in CASES[name].faults for word in ("kill@", "tear@"))
+    assert (-signal.SIGKILL in statuses) == is_killed, statuses
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + EVERY_DAY))
