@@ -39,5 +39,6 @@ def _settings(configs: tuple[Config, ...]) -> Iterator[tuple[str, str]]:
     for name in values[0]:
         if name != "ds_config":
             yield f"setting {name}", " | ".join(str(one[name]) for one in values)
-    for config in configs:
-        yield from dotted_entries({} if config.ds is None else config.ds.tree, "ds_config ")
+    for number, config in enumerate(configs, 1):
+        which = "" if len(configs) == 1 else f"of run {number} "
+        yield from dotted_entries({} if config.ds is None else config.ds.tree, f"ds_config {which}")
