@@ -9,6 +9,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks of one test share the cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub, and asking it costs seconds
 
+TOGETHER = ("tests/clusters/", "tests/house/")
+"""Two hosts, a scheduler's daemons and what they load the machine with are had once at a time; house tests collect all once."""
+
 Skip = tuple[str, str]
 """(name of the test, reason)."""
 
@@ -17,15 +20,12 @@ SKIPS = pytest.StashKey[list[Skip]]()
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Workers of `-n 2` take whole files, for what their tests share; one of them all files of `tests/clusters`.
-
-    Two hosts, a scheduler's daemons and what they load the machine with are had once at a time.
-    """
+    """Workers of `-n 2` take whole files, for what their tests share; one of them all files of each folder of `TOGETHER`."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "tests/clusters" if nodeid.startswith("tests/clusters/") else nodeid.split("::", 1)[0]
+            return next((folder for folder in TOGETHER if nodeid.startswith(folder)), nodeid.split("::", 1)[0])
 
     return ByFile(config, log)
 

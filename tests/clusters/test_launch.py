@@ -69,9 +69,8 @@ def test_a_kill_is_a_failure_and_leaves_no_process(nano: Path, tmp_path: Path, l
     assert json.loads((run / "run.json").read_text())["state"] == state
 
 
-@pytest.mark.parametrize(
-    "launcher", ["torchrun", *(pytest.param(name, marks=SLOW) for name in ("deepspeed", "mpirun"))]
-)
+@SLOW  # of every day: SLURM's script, tests/ranks/test_stopping.py
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "mpirun"])
 def test_a_signal_saves_and_is_75_and_the_next_launch_completes(nano: Path, tmp_path: Path, launcher: str) -> None:
     run = tmp_path / "run"
     launched = start(launcher, nano, run, options=("--max-restarts", "3") if launcher == "torchrun" else ())

@@ -136,6 +136,7 @@ def uninterrupted(nano: Path, folder: Path, steps: int, *flags: str) -> list[lis
     return lines_of(folder, steps)
 
 
+@pytest.mark.slow  # of every day: a real SLURM (test_slurm.py)
 def test_stopped_ahead_of_the_limit_queued_again_and_finished(pbs: Pbs, nano: Path, tmp_path: Path) -> None:
     """qsig stands for the limit here, to come at a step of the test's choice; the script gives the walltime to train.py.
 

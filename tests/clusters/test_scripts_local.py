@@ -46,6 +46,7 @@ def test_deepspeed_with_a_killed_rank_fails(nano: Path, tmp_path: Path) -> None:
     assert [log.name.split("_")[-1] for log in ended.logs] == ["rank0.log", "rank1.log"]
 
 
+@pytest.mark.slow  # of every day: SLURM's script, tools/launch.py
 def test_torchrun_hides_75_and_the_script_does_not(nano: Path, tmp_path: Path) -> None:
     job = start("torchrun", nano, tmp_path / "run", "--max_steps", "100000", resubmit="1")
     job.until_step(3)

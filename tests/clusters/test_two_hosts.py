@@ -57,13 +57,12 @@ def test_deepspeed_ends_with_the_losses_of_one_host(
     assert record["state"] == "complete" and record["launches"][0]["hosts"] == ["alpha", "beta"]
 
 
+@pytest.mark.slow  # of every day: deepspeed over two hosts, the others on one (test_launcher_kills.py)
 @pytest.mark.parametrize(
     ("launcher", "find_victim", "statuses"),
     [
         ("mpirun", lambda launched: launched.launchers[0].pid, [-9]),
-        pytest.param(  # of every day: mpirun and deepspeed over two hosts, torchrun on one (test_launcher_kills.py)
-            "torchrun", lambda launched: launched.find_rank(3), [1, 1], marks=pytest.mark.slow
-        ),
+        ("torchrun", lambda launched: launched.find_rank(3), [1, 1]),
     ],
 )
 def test_the_losses_of_one_host_then_a_kill_ends_all(

@@ -50,7 +50,9 @@ def test_use_mpi_refuses_another_launcher(nano: Path, tmp_path: Path) -> None:
     assert ended.output.count("--use_mpi asks for ranks from MPI") == 1, ended.output
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", [pytest.param(one, marks=pytest.mark.slow if one == "deepspeed" else ()) for one in LAUNCHERS]
+)
 def test_an_error_on_rank_one_ends_all_and_is_shown_once(launcher: str) -> None:
     ended = run(command(launcher, 3, GUARDED, "after", "1"), timeout=60)
     assert ended.status == (1 if launcher == "torchrun" else 2), ended.output
@@ -62,7 +64,7 @@ def test_an_error_that_all_ranks_have_is_shown_once() -> None:
     assert ended.status == 2 and ended.output.count("the flag is wrong") == 1, ended.output
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", "mpirun"])
+@pytest.mark.parametrize("launcher", ["deepspeed", pytest.param("mpirun", marks=pytest.mark.slow)])
 def test_stopped_early_reaches_the_job_script(launcher: str) -> None:
     assert run(command(launcher, 2, GUARDED, "stop"), timeout=60).status == 75
 

@@ -18,7 +18,9 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SAVES = [
     # launcher, what it is sent, its exit status
-    ("torchrun", "SIGTERM", 1),
+    pytest.param(
+        "torchrun", "SIGTERM", 1, marks=pytest.mark.slow
+    ),  # of every day: tools/launch.py, ranks/test_stopping.py
     pytest.param("torchrun", "SIGINT", 1, marks=pytest.mark.slow),
     pytest.param("torchrun", "STOP", 1, marks=pytest.mark.slow),
     pytest.param("mpirun", "SIGUSR1", 75, marks=pytest.mark.slow),

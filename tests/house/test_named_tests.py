@@ -54,7 +54,7 @@ def named() -> list[Named]:
 
 @pytest.fixture(scope="module")
 def by_tier() -> dict[str, set[str]]:
-    return collected({f"tests/{one.name.split('::')[0]}" for one in named()})
+    return collected()
 
 
 def test_each_exists_and_runs_when_it_is_said_to(by_tier: dict[str, set[str]]) -> None:

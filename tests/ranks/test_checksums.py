@@ -52,7 +52,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+BESIDES = ("a buffer under FSDP2", "a parameter of ZeRO-2")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in BESIDES else ()) for name in KINDS]
+)
 def test_what_differs_is_named_and_nothing_is_saved_any_more(nano: Path, tmp_path: Path, name: str) -> None:
     kind, engine, ds, ranks, wrong, said = KINDS[name]
     env = {VARIABLE: f"{kind} rank={wrong} step=4"}
@@ -67,7 +72,7 @@ def test_what_differs_is_named_and_nothing_is_saved_any_more(nano: Path, tmp_pat
     assert json.loads((folder / "run.json").read_text())["state"] == "failed"
 
 
-@pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("deepspeed", marks=pytest.mark.slow)])
 def test_a_run_that_is_checked_is_the_run_that_is_not(nano: Path, tmp_path: Path, engine: str) -> None:
     """Bit for bit, with dropout and activation checkpointing."""
     shared = ("--engine", engine, "--activation_checkpointing")

@@ -76,7 +76,7 @@ def test_the_engines_agree_and_nothing_is_left_in_the_run_folder(nano: Path, tmp
         assert engine["tokens_per_sec"] > 0 and engine["memory_gib"] > 0
 
 
-@pytest.mark.parametrize("program, factor", [(scaled, 1.01), (averaged, 0.5)])
+@pytest.mark.parametrize("program, factor", [(scaled, 1.01), pytest.param(averaged, 0.5, marks=pytest.mark.slow)])
 def test_a_wrong_gradient_is_found_though_adam_hides_it(
     nano: Path, tmp_path: Path, program: Callable[[Sequence[str]], int], factor: float
 ) -> None:

@@ -118,7 +118,16 @@ def exact_lines(folder: Path) -> list[dict[str, Any]]:
     return [{key: line[key] for key in EXACT} for _, line in sorted(metrics(folder).items())]
 
 
-@pytest.mark.parametrize("number", range(len(USES)), ids=map(str, USES))
+EVERY_DAY = ("zero2-deepspeed", "zero3-deepspeed", "zero3-fsdp", "zero3_nvme-deepspeed")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, id=str(use), marks=() if str(use) in EVERY_DAY else pytest.mark.slow)
+        for number, use in enumerate(USES)
+    ],
+)
 def test_it_trains_as_zero3_does_and_goes_on_bit_for_bit(number: int, nano: Path, tmp_path: Path) -> None:
     use = USES[number]
     if use.file == "zero3_nvme" and missing_for_async_io():

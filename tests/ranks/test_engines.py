@@ -54,7 +54,7 @@ def test_both_engines_train_the_same_run(whole: dict[str, Path]) -> None:
     assert one[STEPS]["loss"] < one[1]["loss"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [3, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 2))])
 @pytest.mark.parametrize("saved_by", OTHER)
 def test_each_engine_continues_the_others_checkpoint(
     nano: Path, whole: dict[str, Path], tmp_path: Path, saved_by: str, ranks: int
@@ -99,7 +99,7 @@ def test_the_precision_of_a_checkpoint_is_told_stored_and_kept(
     assert "parameters bfloat16" in lines and "master float32" in lines and "reduction float32" in lines
 
 
-@pytest.mark.parametrize("engine", OTHER)
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("deepspeed", marks=pytest.mark.slow)])
 def test_a_profile_of_activations_is_in_the_metrics_and_changes_no_loss(
     nano: Path, whole: dict[str, Path], tmp_path: Path, engine: str
 ) -> None:
@@ -173,6 +173,7 @@ def test_overflow_steps_are_told_and_left_out_of_the_schedule(nano: Path, tmp_pa
             assert line[key] == lines[step][key], (step, key)
 
 
+@pytest.mark.slow
 def test_a_loss_scale_may_fall_for_longer_than_other_steps_may_be_skipped(nano: Path, tmp_path: Path) -> None:
     path = tmp_path / "fp16.json"
     path.write_text(json.dumps(STAGE_3 | {"fp16": {"enabled": True, "initial_scale_power": 36, "hysteresis": 1}}))

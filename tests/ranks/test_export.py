@@ -60,7 +60,7 @@ def plain(argv: Sequence[str]) -> int:
     "engine, precision, tied",
     [
         ("fsdp", "fp32", True),
-        ("fsdp", "bf16", False),
+        pytest.param("fsdp", "bf16", False, marks=pytest.mark.slow),
         pytest.param("fsdp", "fp32", False, marks=pytest.mark.slow),
         pytest.param("fsdp", "bf16", True, marks=pytest.mark.slow),
         pytest.param("deepspeed", "fp32", False, marks=pytest.mark.slow),

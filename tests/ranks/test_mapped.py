@@ -39,7 +39,9 @@ def losses(folder: Path) -> list[tuple[float, str]]:
     return [(line["loss"], line["data_hash"]) for _, line in sorted(metrics(folder).items())]
 
 
-@pytest.mark.parametrize("name", ["ids.npy", "documents/offsets.npy", "packing-*/start.npy"])
+@pytest.mark.parametrize(
+    "name", ["ids.npy", pytest.param("documents/offsets.npy", marks=pytest.mark.slow), "packing-*/start.npy"]
+)
 def test_a_cut_file_ends_all_ranks_with_its_name_and_is_made_again(
     nano: Path, whole: Path, tmp_path: Path, name: str
 ) -> None:
