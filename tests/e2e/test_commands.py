@@ -143,7 +143,6 @@ def settings(printed: str) -> list[str]:
     return [re.sub(r"\s+#.*", "", line) for line in printed.splitlines()]
 
 
-@pytest.mark.slow
 def test_the_quickstart_runs_from_cold_without_a_compiler(tmp_path: Path) -> None:
     """No compiler and no cache of compiled code."""
     cold = {

@@ -16,9 +16,11 @@ from ds_recipes.engine.activations.blocks import segment_numbers
 from ds_recipes.models.flops import count_flops
 from ds_recipes.models.vocabulary import rows_needed
 from ds_recipes.planner import storage
+from ds_recipes.planner.architecture import Parameter
 from ds_recipes.planner.command import STAND_INS
 from ds_recipes.planner.families import FAMILIES
 from ds_recipes.planner.find import find_architecture
+from ds_recipes.planner.memory import rows_shard
 from ds_recipes.planner.shapes import architecture_of
 from ds_recipes.planner.situation import situation_of
 from ds_recipes.planner.work import flops_per_token
@@ -87,3 +89,20 @@ def test_rows_of_a_padded_vocabulary(multiple: int | None) -> None:
     tokens = ["--added_tokens", "<a>", "--added_plain_tokens", "<b>"]
     config = load_config(["--model_config", MODEL, *tokens, *padding], stand_ins=STAND_INS)
     assert find_architecture(config).model.vocabulary_size == rows_needed(32_002, 32_000, multiple)
+
+
+def test_a_host_holds_what_all_its_ranks_offload(tmp_path: Path) -> None:
+    """Eight ranks on one host or on two: together they keep the same, and a host its ranks' part of it."""
+    ds = tmp_path / "ds.json"
+    ds.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}))
+    config = load_config(["--model_config", MODEL, "--ds_config", str(ds)], stand_ins=STAND_INS)
+    model = find_architecture(config).model
+    one, two = (storage.host_memory(model, situation_of(config, nodes, 8 // nodes)[0], config) for nodes in (1, 2))
+    assert one.offloaded == 2 * two.offloaded
+    # Masters, two moments and gradients in float32.
+    assert one.offloaded == pytest.approx(16 * model.numel, rel=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "ranks", "held"), [(5, 2, 9), (4, 2, 6), (1, 8, 3), (7, 3, 9)])
+def test_the_largest_slice_of_uneven_rows_counts(rows: int, ranks: int, held: int) -> None:
+    assert rows_shard(Parameter("a.weight", (rows, 3)), ranks) == held
