@@ -74,7 +74,7 @@ ON_ONE_HOST = [
     # launcher, victim, the launcher's status
     ("deepspeed", "the launcher", -9),
     pytest.param("torchrun", "the launcher", -9, marks=SLOW),
-    pytest.param("mpirun", "the launcher", -9, marks=SLOW),  # of every day over two hosts
+    pytest.param("mpirun", "the launcher", -9, marks=SLOW),  # of every day: its rank 1
     pytest.param("deepspeed", "rank 0", 247, marks=SLOW),  # of every day: rank 1, in a job script
     ("mpirun", "rank 1", 137),
     pytest.param("deepspeed", "launch.py", 0, marks=SLOW),

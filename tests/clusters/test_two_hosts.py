@@ -57,7 +57,7 @@ def test_deepspeed_ends_with_the_losses_of_one_host(
     assert record["state"] == "complete" and record["launches"][0]["hosts"] == ["alpha", "beta"]
 
 
-@pytest.mark.slow  # of every day: deepspeed over two hosts, the others on one (test_launcher_kills.py)
+@pytest.mark.slow  # of every day: deepspeed over two hosts; on one mpirun (test_launcher_kills.py) and torchrun (test_restarts.py)
 @pytest.mark.parametrize(
     ("launcher", "find_victim", "statuses"),
     [
